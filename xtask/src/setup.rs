@@ -1,0 +1,105 @@
+//! Installing what the tests need: Debian packages, npm packages, cargo's tools.
+
+use std::path::Path;
+
+use crate::command::{Failure, command, line, output, root, run};
+
+const DEBIAN_PACKAGES: &str = include_str!("../debian-packages.txt");
+
+/// Programs of crates.io that are installed when absent. Debug builds: they take half the
+/// time to compile, and what they do here is short.
+const CARGO_TOOLS: [&str; 2] = ["cargo-deny", "cargo-fuzz"];
+
+/// Installs everything that is missing.
+pub(crate) fn everything() -> Result<(), Failure> {
+    debian_packages()?;
+    npm_packages()?;
+    cargo_tools()
+}
+
+fn debian_packages() -> Result<(), Failure> {
+    if !Path::new("/usr/bin/dpkg-query").exists() {
+        println!("Not a Debian system: install the likes of xtask/debian-packages.txt by hand.");
+        return Ok(());
+    }
+    let missing = missing_debian_packages();
+    if missing.is_empty() {
+        println!("All Debian packages are there.");
+        return Ok(());
+    }
+    if output(&mut line("id -u")).trim() != "0" {
+        return Err(format!(
+            "Debian packages are missing, and only root can install them:\n  \
+             sudo apt-get install --no-install-recommends {}",
+            missing.join(" ")
+        ));
+    }
+    run(&mut line("apt-get update --quiet"))?;
+    run(
+        line("apt-get install --quiet --yes --no-install-recommends --allow-downgrades")
+            .args(with_one_qemu(missing))
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
+}
+
+fn missing_debian_packages() -> Vec<String> {
+    let listing = output(&mut command(
+        "dpkg-query",
+        ["-W", "-f", "${Package} ${db:Status-Status}\n"],
+    ));
+    let installed = |name: &str| {
+        listing
+            .lines()
+            .any(|line| line == format!("{name} installed"))
+    };
+    DEBIAN_PACKAGES
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#') && !installed(line))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Packages of QEMU conflict unless they are of one version, and a machine may already have
+/// `qemu-utils` from backports: asks for the version that `qemu-system-x86` will have.
+fn with_one_qemu(mut packages: Vec<String>) -> Vec<String> {
+    if packages.iter().any(|name| name.starts_with("qemu-")) {
+        let policy = output(&mut line("apt-cache policy qemu-system-x86"));
+        let version = policy
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Candidate: "));
+        if let Some(version) = version {
+            packages.retain(|name| name != "qemu-utils");
+            packages.push(format!("qemu-utils={version}"));
+        }
+    }
+    packages
+}
+
+fn npm_packages() -> Result<(), Failure> {
+    // npm writes the inner file last; it is as old as what is installed.
+    let installed = modified("node_modules/.package-lock.json");
+    if installed.is_some() && installed >= modified("package-lock.json") {
+        println!("All npm packages are there.");
+        return Ok(());
+    }
+    run(&mut line("npm ci --no-audit --no-fund"))
+}
+
+fn modified(path: &str) -> Option<std::time::SystemTime> {
+    root().join(path).metadata().ok()?.modified().ok()
+}
+
+fn cargo_tools() -> Result<(), Failure> {
+    for tool in CARGO_TOOLS {
+        let subcommand = tool.trim_start_matches("cargo-");
+        if output(&mut command("cargo", [subcommand, "--version"])).is_empty() {
+            run(&mut command(
+                "cargo",
+                ["install", "--quiet", "--locked", "--debug", tool],
+            ))?;
+        } else {
+            println!("{tool} is there.");
+        }
+    }
+    Ok(())
+}
