@@ -1,0 +1,12 @@
+//! The client's side: asks a server for an export, then sends requests and checks every byte of the replies.
+//!
+//! [`Handshake`] begins with a new connection; when [`Handshake::finish`] gives a [`Transmission`], requests may be
+//! sent.
+
+mod error;
+mod handshake;
+mod transmission;
+
+pub use error::{HandshakeError, RequestError, TransmissionError};
+pub use handshake::{Handshake, HandshakeOptions};
+pub use transmission::{ReplyEvent, Transmission};
