@@ -1,0 +1,181 @@
+// The page in a real browser: what people do wrong, what goes wrong, and that it says so.
+
+import assert from "node:assert/strict";
+import { readFile, truncate, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { test } from "node:test";
+import { noise, sha256 } from "../lib/images.mjs";
+import { attach, openPage, said, waitUntilSaid } from "../lib/page.mjs";
+import { output, run, temporaryFolder, waitFor } from "../lib/process.mjs";
+import { serve } from "../lib/program.mjs";
+
+const SOCKET = { 0: { device: "unix:" } };
+
+for (const name of /** @type {const} */ (["chromium", "firefox"])) {
+  test(`${name}: without a file nothing starts, and the page says what to do`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const tab = await openPage(t, name, server);
+    await tab.click("#go");
+    await waitUntilSaid(tab, /choose/i);
+    assert.equal(await server.session("0"), null);
+
+    const image = await noise(join(server.folder, "image"), 1 << 20);
+    await tab.choose("#file", image);
+    await tab.click("#go");
+    await server.attached("0");
+  });
+
+  test(`${name}: pressing go twice starts one session`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const image = await noise(join(server.folder, "image"), 1 << 20);
+    const tab = await openPage(t, name, server);
+    await tab.choose("#file", image);
+    await tab.evaluate(`["go", "go"].forEach((id) => document.getElementById(id).click())`);
+    const session = await server.attached("0");
+    await tab.evaluate(`document.getElementById("go").click()`);
+    assert.equal((await server.attached("0")).since, session.since);
+    const uri = `nbd+unix:///?socket=${session.device}`;
+    await output("qemu-img", ["compare", "-f", "raw", "-F", "raw", image, uri]);
+  });
+
+  test(`${name}: stop detaches, and another image can be started`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const first = await noise(join(server.folder, "first"), 1 << 20);
+    const second = await noise(join(server.folder, "second"), 2 << 20);
+    const { tab } = await attach(t, name, server, first);
+    await tab.click("#stop");
+    await server.detached("0");
+    await tab.choose("#file", second);
+    await tab.click("#go");
+    const { device } = await server.attached("0");
+    const uri = `nbd+unix:///?socket=${device}`;
+    await output("qemu-img", ["compare", "-f", "raw", "-F", "raw", second, uri]);
+  });
+
+  test(`${name}: an empty file is refused with a reason`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const image = await noise(join(server.folder, "nothing.img"), 0);
+    const tab = await openPage(t, name, server);
+    await tab.choose("#file", image);
+    await tab.click("#go");
+    await waitUntilSaid(tab, /nothing\.img.*empty/i);
+    assert.equal(await server.session("0"), null);
+  });
+
+  test(`${name}: the last bytes of an image of odd length are there, and zeros after them`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const image = await noise(join(server.folder, "odd.img"), 1_000_001);
+    const { session } = await attach(t, name, server, image);
+    assert.equal(session.size, 1_000_448);
+    const copy = join(server.folder, "copy");
+    await output("nbdcopy", [`nbd+unix:///?socket=${session.device}`, copy]);
+    await truncate(image, 1_000_448);
+    assert.equal(await sha256(copy), await sha256(image));
+  });
+
+  test(`${name}: the page is told that the server ended`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const { tab } = await attach(
+      t,
+      name,
+      server,
+      await noise(join(server.folder, "image"), 1 << 20),
+    );
+    assert.equal(await server.program.stop("SIGTERM"), 0);
+    await waitUntilSaid(tab, /server|connection|machine/i);
+    await waitFor("go can be pressed again", () =>
+      tab.evaluate("!document.getElementById('go').disabled"),
+    );
+  });
+
+  test(`${name}: a file that shrinks under the tab gives EIO, and the page says why`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const image = await noise(join(server.folder, "shrinking.img"), 4 << 20);
+    const { tab, session } = await attach(t, name, server, image);
+    await truncate(image, 4096);
+    const { status } = await run("nbdcopy", [`nbd+unix:///?socket=${session.device}`, "null:"]);
+    assert.notEqual(status, 0);
+    await waitUntilSaid(tab, /shrinking\.img.*(changed|read)/i);
+  });
+}
+
+test("two browsers at one configuration: the second is told who is there", async (t) => {
+  const server = await serve(t, SOCKET);
+  const image = await noise(join(server.folder, "image"), 1 << 20);
+  const { session } = await attach(t, "chromium", server, image);
+  const second = await openPage(t, "firefox", server);
+  const other = await noise(join(server.folder, "other"), 1 << 20);
+  await second.choose("#file", other);
+  await second.click("#go");
+  await waitUntilSaid(second, /in use/i);
+  assert.equal((await server.session("0")).since, session.since);
+  const uri = `nbd+unix:///?socket=${session.device}`;
+  await output("qemu-img", ["compare", "-f", "raw", "-F", "raw", image, uri]);
+});
+
+test("two configurations of one server are two disks", async (t) => {
+  const server = await serve(t, {
+    left: { device: "unix:", default: true },
+    right: { device: "unix:" },
+  });
+  const folder = await temporaryFolder(t);
+  for (const [index, name] of ["left", "right"].entries()) {
+    const tab = await openPage(t, index === 0 ? "chromium" : "firefox", server);
+    await tab.choose("#file", await noise(join(folder, name), (index + 1) << 20));
+    await tab.click(`input[type=radio][value=${name}]`);
+    await tab.click("#go");
+    await server.attached(name);
+  }
+  for (const name of ["left", "right"]) {
+    const uri = `nbd+unix:///?socket=${(await server.session(name)).device}`;
+    await output("qemu-img", ["compare", "-f", "raw", "-F", "raw", join(folder, name), uri]);
+  }
+});
+
+test("an unknown configuration closes the link with 4404 and a reason", async (t) => {
+  const server = await serve(t, SOCKET);
+  const tab = await openPage(t, "chromium", server);
+  const [code, reason] = await tab.evaluate(`new Promise((resolve) => {
+    const socket = new WebSocket(location.origin.replace("http", "ws") + "/nbd/nowhere");
+    socket.onclose = (event) => resolve([event.code, event.reason]);
+  })`);
+  assert.equal(code, 4404);
+  assert.match(reason, /nowhere/);
+});
+
+test("the token leaves the address bar, and a reload is still signed in", async (t) => {
+  const server = await serve(t, SOCKET);
+  const tab = await openPage(t, "firefox", server);
+  await waitFor(
+    "the token is gone",
+    async () => !(await tab.evaluate("location.href")).includes("token"),
+  );
+  await tab.go(server.url.origin);
+  await waitFor("the list of configurations", () =>
+    tab.evaluate(`document.querySelectorAll("#configurations li").length === 1`),
+  );
+  assert.equal(await tab.evaluate(`document.getElementById("login").hidden`), true);
+});
+
+test("without the token the page asks for it and nothing attaches", async (t) => {
+  const server = await serve(t, SOCKET);
+  const { browser } = await import("../lib/page.mjs");
+  const tab = await (await browser(t, "chromium")).open(server.url.origin);
+  await waitFor("the login form", () => tab.evaluate(`!document.getElementById("login").hidden`));
+  const code = await tab.evaluate(`new Promise((resolve) => {
+    const socket = new WebSocket(location.origin.replace("http", "ws") + "/nbd/0");
+    socket.onclose = (event) => resolve(event.code);
+  })`);
+  assert.equal(code, 4401);
+  assert.equal(await server.session("0"), null);
+});
+
+test("nothing is logged for a request, however many there are", async (t) => {
+  const server = await serve(t, SOCKET);
+  const image = await noise(join(server.folder, "image"), 8 << 20);
+  const { tab, session } = await attach(t, "chromium", server, image);
+  const before = await tab.evaluate(`document.querySelectorAll("#log > *").length`);
+  const uri = `nbd+unix:///?socket=${session.device}`;
+  await output("nbdcopy", ["--request-size=4096", uri, "null:"]);
+  assert.equal(await tab.evaluate(`document.querySelectorAll("#log > *").length`), before);
+});

@@ -1,0 +1,171 @@
+// Programs that a test starts and that end with it; waiting for conditions.
+
+import { execFile, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtemp, rm } from "node:fs/promises";
+import { createServer } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+
+/** How long a condition may take on a loaded machine before a test gives up. */
+const PATIENCE_SECONDS = 60;
+
+/**
+ * Polls until `condition` gives something true, and gives that back.
+ *
+ * @template T
+ * @param {string} what named in the failure
+ * @param {() => T | Promise<T>} condition may throw, which counts as not yet
+ * @param {number} [seconds]
+ */
+export async function waitFor(what, condition, seconds = PATIENCE_SECONDS) {
+  const deadline = Date.now() + seconds * 1000;
+  let last;
+  do {
+    try {
+      const value = await condition();
+      if (value) return value;
+      last = value;
+    } catch (error) {
+      last = error;
+    }
+    await sleep(50);
+  } while (Date.now() < deadline);
+  throw new Error(`${what}: not within ${seconds} s; last: ${last}`);
+}
+
+/**
+ * Runs a program to its end.
+ *
+ * @param {string} program
+ * @param {string[]} args
+ * @param {import("node:child_process").ExecFileOptions} [options]
+ * @returns {Promise<{status: number, stdout: string, stderr: string}>}
+ */
+export function run(program, args, options = {}) {
+  return new Promise((resolve, reject) => {
+    const settings = { maxBuffer: 64 << 20, encoding: "utf8", ...options };
+    execFile(program, args, settings, (error, stdout, stderr) => {
+      if (error && typeof error.code !== "number") reject(error);
+      else
+        resolve({
+          status: error ? Number(error.code) : 0,
+          stdout: String(stdout),
+          stderr: String(stderr),
+        });
+    });
+  });
+}
+
+/**
+ * Runs a program that must succeed, and gives back its standard output.
+ *
+ * @param {string} program
+ * @param {string[]} args
+ * @param {import("node:child_process").ExecFileOptions} [options]
+ */
+export async function output(program, args, options) {
+  const { status, stdout, stderr } = await run(program, args, options);
+  if (status !== 0)
+    throw new Error(`${program} ${args.join(" ")}: exit status ${status}\n${stderr}${stdout}`);
+  return stdout;
+}
+
+/** A program in the background. */
+export class Background {
+  stdout = "";
+  stderr = "";
+
+  /**
+   * @param {string} program
+   * @param {string[]} args
+   * @param {import("node:child_process").SpawnOptions} [options]
+   */
+  constructor(program, args, options = {}) {
+    this.name = program;
+    this.child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"], ...options });
+    this.child.stdout?.on("data", (data) => {
+      this.stdout += data;
+    });
+    this.child.stderr?.on("data", (data) => {
+      this.stderr += data;
+    });
+    /** @type {Promise<number | NodeJS.Signals>} exit status or signal, once the output is complete */
+    this.ended = new Promise((resolve, reject) => {
+      this.child.once("error", reject);
+      this.child.once("close", (status, signal) => resolve(status ?? signal ?? -1));
+    });
+    this.ended.catch(() => {});
+  }
+
+  get running() {
+    return this.child.exitCode === null && this.child.signalCode === null;
+  }
+
+  /**
+   * Waits until the output matches, failing early when the program ends first.
+   *
+   * @param {RegExp} pattern
+   * @param {number} [seconds]
+   */
+  async says(pattern, seconds) {
+    const found = () => pattern.exec(this.stdout) ?? pattern.exec(this.stderr);
+    const match = await waitFor(
+      `${this.name} says ${pattern}`,
+      () => found() ?? !this.running,
+      seconds,
+    ).catch((error) => {
+      throw new Error(`${error.message}\n${this.stderr}${this.stdout.slice(-4000)}`);
+    });
+    if (match === true) {
+      const late = found();
+      if (late) return late;
+      throw new Error(
+        `${this.name} ended without saying ${pattern}\n${this.stderr}${this.stdout.slice(-4000)}`,
+      );
+    }
+    return match;
+  }
+
+  /** @param {NodeJS.Signals} [signal] */
+  async stop(signal = "SIGTERM") {
+    if (this.running) this.child.kill(signal);
+    return this.ended;
+  }
+}
+
+/**
+ * Starts a program that is stopped when the test ends.
+ *
+ * @param {import("node:test").TestContext} t
+ * @param {string} program
+ * @param {string[]} args
+ * @param {import("node:child_process").SpawnOptions} [options]
+ */
+export function background(t, program, args, options) {
+  const started = new Background(program, args, options);
+  t.after(() => started.stop());
+  return started;
+}
+
+/**
+ * A new folder that goes when the test ends.
+ *
+ * @param {import("node:test").TestContext} t
+ */
+export async function temporaryFolder(t) {
+  const folder = await mkdtemp(join(tmpdir(), "nbd-proxy-test-"));
+  t.after(() => rm(folder, { recursive: true, force: true }));
+  return folder;
+}
+
+/** @returns {Promise<number>} a TCP port of loopback that nobody listens on */
+export async function freePort() {
+  const server = createServer().listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const { port } = /** @type {import("node:net").AddressInfo} */ (server.address());
+  server.close();
+  await once(server, "close");
+  return port;
+}

@@ -1,0 +1,123 @@
+// nbd-proxy itself, started as its users start it.
+
+import { mkdir, writeFile } from "node:fs/promises";
+import { createConnection } from "node:net";
+import { dirname, join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+import { background, freePort, temporaryFolder, waitFor } from "./process.mjs";
+
+/** The repository's root. */
+export const ROOT = resolve(dirname(fileURLToPath(import.meta.url)), "../..");
+
+/** The program under test; `cargo xtask test` says where it built it. */
+export const PROGRAM = process.env.NBD_PROXY ?? join(ROOT, "target/debug/nbd-proxy");
+
+/** @typedef {import("node:test").TestContext} TestContext */
+
+/**
+ * Writes a configuration file into a new folder.
+ *
+ * @param {TestContext} t
+ * @param {Record<string, Record<string, unknown>>} configurations
+ * @param {Record<string, unknown>} [settings] beside `configurations`
+ */
+export async function configure(t, configurations, settings = {}) {
+  const folder = await temporaryFolder(t);
+  const runtime = join(folder, "run");
+  await mkdir(runtime);
+  const file = join(folder, "config.json");
+  await writeFile(file, JSON.stringify({ ...settings, configurations }));
+  return { folder, file, env: { ...process.env, RUNTIME_DIRECTORY: runtime } };
+}
+
+/**
+ * Starts `nbd-proxy serve`, and waits until it listens.
+ *
+ * @param {TestContext} t
+ * @param {Record<string, Record<string, unknown>>} configurations
+ * @param {Record<string, unknown>} [settings] beside `configurations`
+ */
+export async function serve(t, configurations, settings) {
+  const { folder, file, env } = await configure(t, configurations, settings);
+  const program = background(t, PROGRAM, ["serve", "--config", file, "--listen", "127.0.0.1:0"], {
+    env,
+  });
+  const [address] = await program.says(/^http:\/\/\S+#token=\S+$/m);
+  return new Server(program, folder, address);
+}
+
+/** A running `nbd-proxy serve`. */
+class Server {
+  /** @param {import("./process.mjs").Background} program @param {string} folder @param {string} address */
+  constructor(program, folder, address) {
+    this.program = program;
+    this.folder = folder;
+    /** What it printed, to be opened in a browser. */
+    this.address = address;
+    this.url = new URL(address);
+    this.token = new URLSearchParams(this.url.hash.slice(1)).get("token");
+  }
+
+  /**
+   * @param {string} path below `/api/v1/`
+   * @param {RequestInit} [init]
+   */
+  async api(path, init = {}) {
+    const headers = { Authorization: `Bearer ${this.token}`, "Content-Type": "application/json" };
+    const response = await fetch(new URL(`/api/v1/${path}`, this.url), { ...init, headers });
+    return {
+      status: response.status,
+      body: response.status === 204 ? null : await response.json(),
+    };
+  }
+
+  /**
+   * @param {string} name
+   * @returns {Promise<any>} the configuration's session, or null
+   */
+  async session(name) {
+    return (await this.api(`configurations/${encodeURIComponent(name)}`)).body.session;
+  }
+
+  /** @param {string} name @returns {Promise<any>} the session once its device is there */
+  async attached(name) {
+    return waitFor(`configuration ${name} is attached`, async () => {
+      const session = await this.session(name);
+      return session?.state === "attached" && session;
+    });
+  }
+
+  /** @param {string} name */
+  async detached(name) {
+    await waitFor(`configuration ${name} is free`, async () => (await this.session(name)) === null);
+  }
+}
+
+/**
+ * Starts websocketd with nbd-proxy behind it, as the prototype was run.
+ *
+ * @param {TestContext} t
+ * @param {Record<string, Record<string, unknown>>} configurations
+ * @param {string[]} args of nbd-proxy
+ * @param {string} [pages] the folder with the pages
+ */
+export async function websocketd(t, configurations, args, pages = join(ROOT, "web")) {
+  const { folder, file, env } = await configure(t, configurations);
+  const port = await freePort();
+  const options = ["--address=127.0.0.1", `--port=${port}`, `--staticdir=${pages}`, "--binary"];
+  const passed = "--passenv=PATH,NBD_PROXY_CONFIG,RUNTIME_DIRECTORY";
+  const program = background(t, "websocketd", [...options, passed, PROGRAM, ...args], {
+    env: { ...env, NBD_PROXY_CONFIG: file },
+  });
+  await waitFor("websocketd listens", () => connects(port));
+  return { program, folder, address: `http://127.0.0.1:${port}/` };
+}
+
+/** @param {number} port @returns {Promise<boolean>} */
+function connects(port) {
+  return new Promise((answer) => {
+    const socket = createConnection(port, "127.0.0.1");
+    socket.once("connect", () => answer(true)).once("error", () => answer(false));
+    socket.once("connect", () => socket.destroy());
+  });
+}

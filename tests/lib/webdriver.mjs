@@ -1,0 +1,179 @@
+// Browsers driven over classic WebDriver (https://www.w3.org/TR/webdriver2/): Chromium and WebKit.
+// Unlike a DevTools client, chromedriver leaves the page's network traffic alone and so its speed.
+
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Background, freePort, waitFor } from "./process.mjs";
+
+// Those of the background would look up hosts of the internet at every start.
+const CHROMIUM_ARGUMENTS = [
+  "--headless",
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+
+const MINI_BROWSER = "/usr/lib/x86_64-linux-gnu/webkit2gtk-4.1/MiniBrowser";
+
+/** @returns {Promise<Browser>} */
+export async function chromium() {
+  const profile = await mkdtemp(join(tmpdir(), "nbd-proxy-chromium-"));
+  const args = [...CHROMIUM_ARGUMENTS, `--user-data-dir=${profile}`];
+  const options = { "goog:chromeOptions": { binary: "/usr/bin/chromium", args } };
+  const browser = await start("chromedriver", options, process.env, []);
+  browser.onClosed(() => rm(profile, { recursive: true, force: true, maxRetries: 5 }));
+  return browser;
+}
+
+/** @returns {Promise<Browser>} */
+export async function webkit() {
+  const screen = new Background("Xvfb", [
+    "-displayfd",
+    "1",
+    "-screen",
+    "0",
+    "1280x1024x24",
+    "-nolisten",
+    "tcp",
+  ]);
+  const [, display] = await screen.says(/^(\d+)\n/);
+  const options = { "webkitgtk:browserOptions": { binary: MINI_BROWSER, args: ["--automation"] } };
+  const env = {
+    ...process.env,
+    DISPLAY: `:${display}`,
+    GDK_BACKEND: "x11",
+    LIBGL_ALWAYS_SOFTWARE: "1",
+  };
+  const browser = await start("WebKitWebDriver", options, env, []);
+  browser.onClosed(() => screen.stop());
+  return browser;
+}
+
+/**
+ * @param {string} driver
+ * @param {Record<string, unknown>} capabilities
+ * @param {NodeJS.ProcessEnv} env
+ * @param {string[]} args
+ */
+async function start(driver, capabilities, env, args) {
+  const port = await freePort();
+  const program = new Background(driver, [`--port=${port}`, ...args], { env });
+  const base = `http://127.0.0.1:${port}`;
+  await waitFor(`${driver} is ready`, async () => (await call("GET", `${base}/status`)).ready);
+  const session = await call("POST", `${base}/session`, {
+    capabilities: { alwaysMatch: capabilities },
+  });
+  return new Browser(program, `${base}/session/${session.sessionId}`);
+}
+
+/** @param {string} method @param {string} url @param {unknown} [body] */
+async function call(method, url, body) {
+  const response = await fetch(url, {
+    method,
+    body: body === undefined ? undefined : JSON.stringify(body),
+  });
+  const { value } = /** @type {{value: any}} */ (await response.json());
+  if (!response.ok) throw new Error(`${method} ${url}: ${value.error}: ${value.message}`);
+  return value;
+}
+
+class Browser {
+  /** @type {(() => unknown)[]} */
+  #closed = [];
+  #queue = Promise.resolve();
+
+  /** @param {Background} program @param {string} session */
+  constructor(program, session) {
+    this.program = program;
+    this.session = session;
+  }
+
+  /** @param {() => unknown} action */
+  onClosed(action) {
+    this.#closed.push(action);
+  }
+
+  /** @param {string} url @returns {Promise<Tab>} */
+  async open(url) {
+    const { handle } = await call("POST", `${this.session}/window/new`, { type: "tab" });
+    const tab = new Tab(this, handle);
+    await tab.go(url);
+    return tab;
+  }
+
+  /**
+   * Runs commands with one window as the current one, which the protocol has one of.
+   *
+   * @template T
+   * @param {string} handle
+   * @param {(send: (method: string, path: string, body?: unknown) => Promise<any>) => Promise<T>} commands
+   * @returns {Promise<T>}
+   */
+  async within(handle, commands) {
+    const turn = this.#queue.then(async () => {
+      await call("POST", `${this.session}/window`, { handle });
+      return commands((method, path, body) => call(method, this.session + path, body));
+    });
+    this.#queue = turn.then(
+      () => {},
+      () => {},
+    );
+    return turn;
+  }
+
+  async close() {
+    await call("DELETE", this.session).catch(() => {});
+    await this.program.stop();
+    for (const action of this.#closed) await action();
+  }
+}
+
+/** One page. */
+class Tab {
+  /** @param {Browser} browser @param {string} handle */
+  constructor(browser, handle) {
+    this.browser = browser;
+    this.handle = handle;
+  }
+
+  /** @param {string} url */
+  async go(url) {
+    await this.browser.within(this.handle, (send) => send("POST", "/url", { url }));
+  }
+
+  /**
+   * @param {string} expression of JavaScript, may be a promise
+   * @returns {Promise<any>} its value, through JSON
+   */
+  async evaluate(expression) {
+    const body = { script: `return (${expression});`, args: [] };
+    return this.browser.within(this.handle, (send) => send("POST", "/execute/sync", body));
+  }
+
+  /** @param {string} selector of a file input @param {string} path */
+  async choose(selector, path) {
+    await this.#onElement(selector, "value", { text: path });
+  }
+
+  /** @param {string} selector */
+  async click(selector) {
+    await this.#onElement(selector, "click", {});
+  }
+
+  async close() {
+    await this.browser.within(this.handle, (send) => send("DELETE", "/window"));
+  }
+
+  /** @param {string} selector @param {string} verb @param {unknown} body */
+  async #onElement(selector, verb, body) {
+    await this.browser.within(this.handle, async (send) => {
+      const element = await send("POST", "/element", { using: "css selector", value: selector });
+      await send("POST", `/element/${Object.values(element)[0]}/${verb}`, body);
+    });
+  }
+}
