@@ -1,0 +1,159 @@
+//! Mounting: directly where we may, by `fusermount3` where we may not.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use super::MOUNT_TYPE;
+use crate::error::{Doing, Result};
+use crate::mounts;
+
+const SUBTYPE: &str = "nbd-proxy";
+
+/// How to mount.
+#[derive(Debug, Clone, Copy)]
+pub struct MountOptions<'a> {
+    /// An existing regular file without symbolic links in its path; for other users than root it must be their
+    /// own and writable.
+    pub mount_point: &'a Path,
+    /// Whether other users may read the file, as its permission bits say. Other users than root need
+    /// `user_allow_other` in `/etc/fuse.conf` for it.
+    pub allow_other: bool,
+}
+
+/// Mounts a read-only file system whose root is a regular file. The descriptor is non-blocking; its first
+/// request is INIT.
+pub fn mount(options: &MountOptions<'_>) -> Result<OwnedFd> {
+    match mount_directly(options) {
+        Err(e) if e.is_permission() => mount_by_helper(options),
+        result => result,
+    }
+}
+
+/// Unmounts, also while somebody has the file open, and whether the server lives or not. Nothing to do is no
+/// error.
+pub fn unmount(mount_point: &Path) -> Result<()> {
+    match rustix::mount::unmount(mount_point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(Errno::PERM) if is_mounted(mount_point) => unmount_by_helper(mount_point),
+        Err(Errno::PERM) => Ok(()),
+        Err(e) => Err(e).doing_to("unmount", mount_point),
+    }
+}
+
+/// Whether one of our file systems, dead or alive, is mounted there.
+pub fn is_mounted(mount_point: &Path) -> bool {
+    mounts::own()
+        .iter()
+        .any(|mount| mount.mount_point == mount_point && mount.kind == MOUNT_TYPE)
+}
+
+fn mount_directly(options: &MountOptions<'_>) -> Result<OwnedFd> {
+    let device = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .doing_to("open", "/dev/fuse")?;
+    rustix::io::ioctl_fionbio(&device, true).doing_to("use", "/dev/fuse")?;
+    let mut data = format!(
+        "fd={},rootmode=100000,user_id={},group_id={},default_permissions",
+        device.as_raw_fd(),
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let data = CString::new(data).doing("mount a FUSE file")?;
+    rustix::mount::mount(
+        SUBTYPE,
+        options.mount_point,
+        MOUNT_TYPE,
+        MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV,
+        data.as_c_str(),
+    )
+    .doing_to("mount a FUSE file on", options.mount_point)?;
+    Ok(device.into())
+}
+
+/// `fusermount3` mounts with root's rights and sends the descriptor over the socket that it is given.
+fn mount_by_helper(options: &MountOptions<'_>) -> Result<OwnedFd> {
+    let (ours, theirs) = UnixStream::pair().doing("create a socket pair")?;
+    fcntl_setfd(&theirs, FdFlags::empty()).doing("pass a socket on")?;
+    let mut list =
+        format!("ro,nosuid,nodev,default_permissions,fsname={SUBTYPE},subtype={SUBTYPE}");
+    if options.allow_other {
+        list.push_str(",allow_other");
+    }
+    let child = Command::new("fusermount3")
+        .args(["-o", &list, "--"])
+        .arg(options.mount_point)
+        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .doing("run fusermount3 (Debian's package fuse3)")?;
+    drop(theirs);
+    let device = receive_descriptor(&ours);
+    let complaint = finish(child)?;
+    let device = match device {
+        Ok(Some(device)) => device,
+        Ok(None) => return Err(io::Error::other(complaint)).doing("mount by fusermount3"),
+        Err(e) => return Err(e).doing("receive the mount from fusermount3"),
+    };
+    fcntl_setfd(&device, FdFlags::CLOEXEC).doing_to("use", "/dev/fuse")?;
+    rustix::io::ioctl_fionbio(&device, true).doing_to("use", "/dev/fuse")?;
+    Ok(device)
+}
+
+fn unmount_by_helper(mount_point: &Path) -> Result<()> {
+    let child = Command::new("fusermount3")
+        .args(["-u", "-z", "--"])
+        .arg(mount_point)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .doing("run fusermount3 (Debian's package fuse3)")?;
+    let complaint = finish(child)?;
+    if is_mounted(mount_point) {
+        return Err(io::Error::other(complaint)).doing_to("unmount", mount_point);
+    }
+    Ok(())
+}
+
+/// Waits for the helper and returns what it wrote to standard error.
+fn finish(child: Child) -> Result<String> {
+    let output = child.wait_with_output().doing("wait for fusermount3")?;
+    Ok(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}
+
+/// The descriptor in the one message of the helper; `None` when it closed the socket without one.
+fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    rustix::io::retry_on_intr(|| {
+        recvmsg(
+            socket,
+            &mut [IoSliceMut::new(&mut byte)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+    })?;
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok(descriptor)
+}
