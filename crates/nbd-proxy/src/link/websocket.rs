@@ -1,0 +1,1 @@
+//! A link over a WebSocket.

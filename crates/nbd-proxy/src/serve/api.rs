@@ -1,0 +1,215 @@
+//! The JSON API: what is shown of configurations and sessions, and what may be asked of them. `status` and `eject`
+//! read the same types at the other end of the control socket.
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use hyper::{
+    Method, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderValue},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{
+    Server, events,
+    http::{self, Body},
+    registry::Slot,
+};
+use crate::attachment::{EjectError, Ejected, Phase, Status};
+
+/// All configurations.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Configurations {
+    /// In the configuration file's order.
+    pub(crate) configurations: Vec<ConfigurationView>,
+}
+
+/// A configuration, as people and programs see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ConfigurationView {
+    /// Its name.
+    pub(crate) name: String,
+    /// Whether it is taken where none is named.
+    pub(crate) default: bool,
+    /// `device` of the configuration file.
+    pub(crate) device: String,
+    /// As in the configuration file.
+    pub(crate) metadata: Option<Map<String, Value>>,
+    /// None while nothing is attached.
+    pub(crate) session: Option<SessionView>,
+}
+
+/// A session, as people and programs see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SessionView {
+    /// `attaching`, `attached`, `held`, or `draining`.
+    pub(crate) state: String,
+    /// None until the image was announced.
+    pub(crate) image: Option<ImageView>,
+    /// Where the machine finds it; None until it is there.
+    pub(crate) device: Option<String>,
+    /// Of the device, bytes.
+    pub(crate) size: u64,
+    /// Whether the machine may not write.
+    pub(crate) read_only: bool,
+    /// Who attached it.
+    pub(crate) user: String,
+    /// From where.
+    pub(crate) from: String,
+    /// When, milliseconds since 1970.
+    pub(crate) since: u64,
+    /// Bytes that the machine has read.
+    pub(crate) bytes_read: u64,
+    /// Requests that the machine has made.
+    pub(crate) requests: u64,
+    /// While held: seconds until the session is given up.
+    pub(crate) seconds_left: Option<u64>,
+}
+
+/// An image, as its page announced it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ImageView {
+    /// File name, for people.
+    pub(crate) name: String,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Milliseconds since 1970, where known.
+    pub(crate) modified: Option<i64>,
+}
+
+/// A refusal.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ErrorView {
+    /// A sentence with cause and remedy.
+    pub(crate) error: String,
+    /// Who uses the device, where that is the cause.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) users: Vec<String>,
+}
+
+/// The body of an eject.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct EjectRequest {
+    /// Detach although the device is in use.
+    pub(crate) force: bool,
+}
+
+/// The body of a login.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct LoginRequest {
+    token: String,
+}
+
+impl SessionView {
+    /// None for a session that has ended.
+    pub(super) fn of(status: &Status) -> Option<Self> {
+        let state = match status.phase {
+            Phase::Attaching => "attaching",
+            Phase::Attached => "attached",
+            Phase::Held { .. } => "held",
+            Phase::Draining => "draining",
+            Phase::Ended => return None,
+        };
+        let seconds_left = match status.phase {
+            Phase::Held { until } => Some(until.saturating_duration_since(Instant::now()).as_secs()),
+            _ => None,
+        };
+        Some(Self {
+            state: state.to_owned(),
+            image: status.image.as_ref().map(|image| ImageView {
+                name: image.name.clone(),
+                size: image.size,
+                modified: image.modified,
+            }),
+            device: status.device.clone(),
+            size: status.size,
+            read_only: status.read_only,
+            user: status.user.clone(),
+            from: status.from.clone(),
+            since: milliseconds(status.since),
+            bytes_read: status.bytes_read,
+            requests: status.requests,
+            seconds_left,
+        })
+    }
+}
+
+fn milliseconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Answers `POST /api/v1/login`: the token for a cookie.
+pub(super) async fn log_in(server: &Server, body: Incoming) -> Response<Body> {
+    let request: LoginRequest = match http::read_json(body).await {
+        Ok(request) => request,
+        Err(refusal) => return refusal,
+    };
+    match server.auth.log_in(&request.token) {
+        Some(cookie) => {
+            let mut response = http::empty(StatusCode::NO_CONTENT);
+            response.headers_mut().insert(header::SET_COOKIE, cookie);
+            response
+        }
+        None => http::error(
+            StatusCode::UNAUTHORIZED,
+            "this token is not valid (any more); open the address that the server printed when it started",
+        ),
+    }
+}
+
+/// Answers the rest of the API; `path` is what follows `/api/v1/`, percent-decoded. Who asks may.
+pub(super) async fn answer(server: &Server, method: &Method, path: &[String], body: Incoming) -> Response<Body> {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    match (method, &path[..]) {
+        (&Method::GET, ["configurations"]) => {
+            let configurations = server.registry.slots().iter().map(|slot| slot.view()).collect();
+            http::json(StatusCode::OK, &Configurations { configurations })
+        }
+        (&Method::GET, ["configurations", name]) => match server.registry.find(name) {
+            Some(slot) => http::json(StatusCode::OK, &slot.view()),
+            None => no_configuration(server, name),
+        },
+        (&Method::POST, ["configurations", name, "eject"]) => match server.registry.find(name) {
+            Some(slot) => eject(slot, body).await,
+            None => no_configuration(server, name),
+        },
+        (&Method::GET, ["events"]) => events::stream(server),
+        (_, ["configurations"] | ["configurations", _] | ["events"]) => wrong_method("GET"),
+        (_, ["configurations", _, "eject"]) => wrong_method("POST"),
+        _ => http::error(StatusCode::NOT_FOUND, "the API has nothing at this path; see docs/protocol.md"),
+    }
+}
+
+/// The path is right, the method is not.
+pub(super) fn wrong_method(allowed: &'static str) -> Response<Body> {
+    let mut response = http::error(StatusCode::METHOD_NOT_ALLOWED, format!("this path takes {allowed} only"));
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+fn no_configuration(server: &Server, name: &str) -> Response<Body> {
+    http::error(StatusCode::NOT_FOUND, server.registry.no_such(name))
+}
+
+async fn eject(slot: &Slot, body: Incoming) -> Response<Body> {
+    let request: EjectRequest = match http::read_json(body).await {
+        Ok(request) => request,
+        Err(refusal) => return refusal,
+    };
+    match slot.eject(request.force).await {
+        Ok(Ejected::Free) => http::json(StatusCode::OK, &slot.view()),
+        Ok(Ejected::Draining { .. }) => http::json(StatusCode::ACCEPTED, &slot.view()),
+        Err(EjectError::InUse(users)) => {
+            let error = format!(
+                "{} is in use: {}; end that first, or eject by force, which makes what is outstanding fail",
+                slot.view().session.and_then(|session| session.device).unwrap_or_default(),
+                users.join(", "),
+            );
+            http::json(StatusCode::CONFLICT, &ErrorView { error, users })
+        }
+        Err(failed @ EjectError::Failed(_)) => http::error(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string()),
+    }
+}

@@ -1,0 +1,125 @@
+//! HTTP/1.1 on a socket: connections, bodies, and the headers that every answer carries.
+
+use std::{convert::Infallible, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Full, Limited, combinators::BoxBody};
+use hyper::{
+    HeaderMap, Request, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderName, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{api::ErrorView, auth::Host};
+
+/// The body of an answer.
+pub(super) type Body = BoxBody<Bytes, Infallible>;
+
+/// How long a client may take to send the head of a request; also ends idle connections.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest head of a request, bytes.
+const HEAD_LIMIT: usize = 16 << 10;
+/// The longest body of a request, bytes. Bodies are small JSON objects.
+const BODY_LIMIT: usize = 4 << 10;
+
+/// Answers the requests of one connection until it closes or is upgraded. What goes wrong with a connection is the
+/// client's affair alone.
+pub(super) async fn connection<S, F, A>(stream: S, answer: F)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn(Request<Incoming>) -> A,
+    A: Future<Output = Response<Body>>,
+{
+    let service = service_fn(|request| {
+        let answer = answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_LIMIT)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let _ = connection.await;
+}
+
+/// An answer without a body.
+pub(super) fn empty(status: StatusCode) -> Response<Body> {
+    respond(status, Empty::new().boxed())
+}
+
+/// An answer with a body that is there already.
+pub(super) fn full(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    respond(status, Full::new(body.into()).boxed())
+}
+
+/// An answer with any body.
+pub(super) fn respond(status: StatusCode, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response
+}
+
+/// An answer in plain text.
+pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    typed("text/plain; charset=utf-8", full(status, body))
+}
+
+/// An answer in JSON.
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(body) => typed("application/json", full(status, body)),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+/// A refusal, with a sentence that names the cause and the remedy.
+pub(super) fn error(status: StatusCode, sentence: impl Into<String>) -> Response<Body> {
+    json(status, &ErrorView { error: sentence.into(), users: Vec::new() })
+}
+
+/// Names the type of an answer's body.
+pub(super) fn typed(content_type: &'static str, mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// Reads a small JSON body; an empty one stands for `T::default()`.
+pub(super) async fn read_json<T: DeserializeOwned + Default>(body: Incoming) -> Result<T, Response<Body>> {
+    let body = Limited::new(body, BODY_LIMIT).collect().await.map_err(|cause| {
+        error(StatusCode::PAYLOAD_TOO_LARGE, format!("the request's body can't be read ({cause}); send at most {BODY_LIMIT} bytes"))
+    })?;
+    let body = body.to_bytes();
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(&body)
+        .map_err(|cause| error(StatusCode::BAD_REQUEST, format!("the request's body is not the JSON that belongs here: {cause}")))
+}
+
+/// Adds what every answer carries: what the page may do, and that nobody else may frame, sniff, or keep it. `host` is
+/// the checked Host of the request: not every WebKit takes `'self'` for WebSockets.
+pub(super) fn secure(headers: &mut HeaderMap, host: Option<&Host>) {
+    let sockets = host.map(|host| format!(" ws://{host} wss://{host}")).unwrap_or_default();
+    let policy = format!(
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'{sockets}; \
+         worker-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+    );
+    if let Ok(policy) = HeaderValue::try_from(policy) {
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+}

@@ -1,0 +1,197 @@
+//! WebSocket endpoints: the handshake, and what becomes of the connection.
+
+use std::sync::Arc;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderValue},
+    upgrade::OnUpgrade,
+};
+use hyper_util::rt::TokioIo;
+use ring::digest;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    Peer, Server,
+    http::{self, Body},
+    path,
+    refusal::Refusal,
+    registry::Slot,
+};
+use crate::{
+    attachment::Limits,
+    link::{LinkCommand, LinkKind, websocket},
+};
+
+/// RFC 6455, section 1.3.
+const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+/// Bytes of a WebSocket key (RFC 6455, section 4.1).
+const KEY_LENGTH: usize = 16;
+/// Lengths of a session's ID: at least 128 bits in any encoding that fits an address.
+const ID_LENGTH: std::ops::RangeInclusive<usize> = 22..=64;
+
+/// Whether a request wants to become a WebSocket.
+pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
+    lists(headers, &header::CONNECTION, "upgrade") && lists(headers, &header::UPGRADE, "websocket")
+}
+
+fn lists(headers: &HeaderMap, name: &header::HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|item| item.trim().eq_ignore_ascii_case(token))
+}
+
+/// A link that may be.
+struct Admission {
+    slot: Arc<Slot>,
+    /// The ID of a `v=1` link.
+    session: Option<String>,
+    user: String,
+    permit: OwnedSemaphorePermit,
+}
+
+/// Opens a WebSocket, as a link or to say why it is refused.
+pub(super) fn upgrade(server: &Arc<Server>, peer: &Peer, mut request: Request<Incoming>) -> Response<Body> {
+    let accept = match accept_key(&request) {
+        Ok(accept) => accept,
+        Err(refusal) => return refusal,
+    };
+    let admission = admit(server, peer, &request);
+    if let Err(refusal) = &admission {
+        server.metrics.refused(refusal.code);
+    }
+    let from = peer.to_string();
+    let connection = hyper::upgrade::on(&mut request);
+    tokio::spawn(keep(Arc::clone(server), connection, admission, from));
+    switch_protocols(&accept, request.headers())
+}
+
+/// The value of `Sec-WebSocket-Accept`, or why there is no handshake (RFC 6455, section 4.2).
+fn accept_key<B>(request: &Request<B>) -> Result<String, Response<Body>> {
+    if request.method() != Method::GET {
+        return Err(http::error(StatusCode::BAD_REQUEST, "a WebSocket is opened with GET"));
+    }
+    if request.headers().get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        let mut response = http::error(StatusCode::UPGRADE_REQUIRED, "only version 13 of WebSocket is spoken here");
+        response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        return Err(response);
+    }
+    let key = request.headers().get(header::SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
+    if STANDARD.decode(key).is_ok_and(|bytes| bytes.len() == KEY_LENGTH) {
+        let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+        hash.update(key);
+        hash.update(ACCEPT_GUID);
+        Ok(STANDARD.encode(hash.finish()))
+    } else {
+        Err(http::error(StatusCode::BAD_REQUEST, "the Sec-WebSocket-Key is not 16 bytes in base64"))
+    }
+}
+
+fn switch_protocols(accept: &str, request: &HeaderMap) -> Response<Body> {
+    let mut response = http::empty(StatusCode::SWITCHING_PROTOCOLS);
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if let Ok(accept) = HeaderValue::try_from(accept) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    // Browsers give up on a server that takes none of their subprotocols, and then see no close code either.
+    let offered = request.get(header::SEC_WEBSOCKET_PROTOCOL).and_then(|value| value.to_str().ok());
+    let first = offered.and_then(|list| list.split(',').next()).map(str::trim);
+    if let Some(Ok(protocol)) = first.map(HeaderValue::try_from) {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+    }
+    response
+}
+
+fn admit(server: &Arc<Server>, peer: &Peer, request: &Request<Incoming>) -> Result<Admission, Refusal> {
+    let identity = server.identify(peer, request.headers()).ok_or_else(Refusal::not_allowed)?;
+    let permit = Arc::clone(&server.links).try_acquire_owned().map_err(|_| Refusal::too_many())?;
+    let slot = Arc::clone(find_slot(server, request.uri().path())?);
+    let session = session_of(request.uri().query().unwrap_or_default())?;
+    Ok(Admission { slot, session, user: identity.user, permit })
+}
+
+fn find_slot<'a>(server: &'a Server, path: &str) -> Result<&'a Arc<Slot>, Refusal> {
+    let segments = path::segments(path);
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let registry = &server.registry;
+    let named = |name: &str| {
+        registry.find(name).ok_or_else(|| Refusal::no_configuration(registry.no_such(name)))
+    };
+    match segments[..] {
+        [] => registry.default().ok_or_else(|| {
+            Refusal::no_configuration("no configuration is marked \"default\": true; name one, as /nbd/NAME".to_owned())
+        }),
+        ["vm", "0", "0"] => named("0"),
+        ["nbd", name] => named(name),
+        _ => Err(Refusal::no_configuration("there is no link at this path; use /nbd/NAME".to_owned())),
+    }
+}
+
+/// The ID of a `v=1` link; None for a plain one.
+fn session_of(query: &str) -> Result<Option<String>, Refusal> {
+    let value = |key| path::parameter(query, key);
+    let is_id = |id: &String| {
+        ID_LENGTH.contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    match (value("v").as_deref(), value("session")) {
+        (None, _) => Ok(None),
+        (Some("1"), Some(id)) if is_id(&id) => Ok(Some(id)),
+        (Some("1"), _) => Err(Refusal::malformed("v=1 needs session=ID, 128 random bits in hexadecimal")),
+        (Some(_), _) => Err(Refusal::malformed("only v=1 is spoken here; without v the link is a plain one")),
+    }
+}
+
+async fn keep(server: Arc<Server>, connection: OnUpgrade, admission: Result<Admission, Refusal>, from: String) {
+    // Fails when the client goes before it is answered.
+    let Ok(connection) = connection.await else { return };
+    let connection = TokioIo::new(connection);
+    let Admission { slot, session, user, permit } = match admission {
+        Ok(admission) => admission,
+        Err(Refusal { code, reason }) => return websocket::accept(connection, 0).close(code, &reason).await,
+    };
+    let max_request = slot.configuration().max_request.unwrap_or(Limits::SERVE.max_request);
+    let kind = if session.is_some() { LinkKind::V1 } else { LinkKind::Plain };
+    let (link, keeper) = websocket::link(websocket::accept(connection, max_request), kind, from, user);
+    let commands = link.commands.clone();
+    if let Err(Refusal { code, reason }) = server.registry.offer(&slot, session, link).await {
+        server.metrics.refused(code);
+        let _ = commands.send(LinkCommand::Close { code, reason });
+    }
+    drop(commands);
+    let _ = keeper.await;
+    drop(permit);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accept_key_is_that_of_the_rfc() {
+        let request = Request::builder()
+            .header(header::SEC_WEBSOCKET_VERSION, "13")
+            .header(header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==")
+            .body(())
+            .unwrap();
+        assert_eq!(accept_key(&request).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
+
+    #[test]
+    fn a_link_is_version_1_when_it_says_so_and_carries_an_id() {
+        let id = "0123456789abcdef0123456789abcdef";
+        assert_eq!(session_of(""), Ok(None));
+        assert_eq!(session_of(&format!("session={id}")), Ok(None));
+        assert_eq!(session_of(&format!("session={id}&v=1")), Ok(Some(id.to_owned())));
+        for query in ["v=1", "v=1&session=", "v=1&session=short", "v=2&session=0123456789abcdef0123456789abcdef", "v="] {
+            assert_eq!(session_of(query).map_err(|refusal| refusal.code), Err(1008), "{query}");
+        }
+        assert!(session_of(&format!("v=1&session={}", "x".repeat(65))).is_err());
+    }
+}

@@ -1,0 +1,175 @@
+//! `nbd-proxy serve`: the built-in web server. It lets people in; of NBD it knows nothing.
+
+pub(crate) mod api;
+mod assets;
+mod auth;
+mod events;
+mod http;
+mod links;
+mod listen;
+mod metrics;
+pub(crate) mod path;
+mod refusal;
+mod registry;
+mod router;
+
+use std::{
+    fmt,
+    io::{self, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use hyper::HeaderMap;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Semaphore, watch},
+    time::timeout,
+};
+
+use crate::{
+    cli::ServeArgs,
+    config::{Config, ConfigError, Strictness},
+    control::{self, ControlListener},
+    paths, report,
+};
+use auth::{Auth, Identity};
+use metrics::Metrics;
+use registry::Registry;
+
+/// How many links there may be at once, those on their way out included.
+const LINKS: usize = 256;
+/// How long sessions may take to end beyond what their stop hooks may take.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What all connections share.
+struct Server {
+    auth: Auth,
+    registry: Registry,
+    metrics: Metrics,
+    links: Arc<Semaphore>,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Server {
+    /// Who sent this request.
+    fn identify(&self, peer: &Peer, headers: &HeaderMap) -> Option<Identity> {
+        match peer {
+            Peer::Network(_) => self.auth.identify(headers),
+            Peer::Control => Some(auth::local()),
+        }
+    }
+}
+
+/// Where a connection comes from.
+#[derive(Debug, Clone)]
+enum Peer {
+    /// Anybody who reaches a listening address.
+    Network(SocketAddr),
+    /// A process of our own user, or of root, at the control socket.
+    Control,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(address) => address.fmt(formatter),
+            Self::Control => formatter.write_str("the control socket"),
+        }
+    }
+}
+
+/// Serves until a signal.
+pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    // First of all: a signal that comes while we start is not lost.
+    let mut signals = Signals::new()?;
+    let config = Arc::new(load(args.config.as_deref())?);
+    let addresses = listen::addresses(&args.listen, &config.serve)?;
+    let runtime_dir = paths::runtime_dir()?;
+    let control_path = args.control.unwrap_or_else(|| control::default_path(&runtime_dir));
+    let listeners = listen::bind(&addresses).await?;
+    let control = ControlListener::bind(&control_path).await?;
+    let first = listeners.first().context("there is no address to listen on")?.local_addr()?;
+    let auth = Auth::new(first.port(), &config.serve.hosts, &config.serve.origins).context("no random numbers")?;
+    let (stop, stopping) = watch::channel(false);
+    let server = Arc::new(Server {
+        registry: Registry::new(&config, &runtime_dir),
+        metrics: Metrics::default(),
+        links: Arc::new(Semaphore::new(LINKS)),
+        auth,
+        stopping,
+    });
+    for listener in listeners {
+        tokio::spawn(listen::network(Arc::clone(&server), listener));
+    }
+    let control = tokio::spawn(listen::control(Arc::clone(&server), control));
+    print_address(first, server.auth.token());
+
+    let signal = signals.next().await;
+    report::information(format!("{signal}: ending all sessions; a second signal doesn't wait for them"));
+    let _ = stop.send(true);
+    let ended = end_sessions(&server, &config, &mut signals).await;
+    // It takes its socket away.
+    let _ = control.await;
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// Ends every session in order: in bounded time, or at once on a second signal.
+async fn end_sessions(server: &Server, config: &Config, signals: &mut Signals) -> anyhow::Result<()> {
+    let hook = config.configurations.iter().map(|one| one.hook_timeout).max().unwrap_or_default();
+    tokio::select! {
+        ended = timeout(hook + GRACE, server.registry.end_all()) => {
+            ended.context("some sessions did not end in time; the next start cleans up after them")
+        }
+        signal = signals.next() => {
+            anyhow::bail!("{signal} once more: sessions were left as they are; the next start cleans up after them")
+        }
+    }
+}
+
+/// The configuration: as given or at its usual place, else the built-in one.
+fn load(given: Option<&Path>) -> anyhow::Result<Config> {
+    let chosen = given.is_some() || std::env::var_os("NBD_PROXY_CONFIG").is_some_and(|value| !value.is_empty());
+    match Config::load(&paths::config_file(given), Strictness::Strict) {
+        Ok((config, _)) => Ok(config),
+        Err(ConfigError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound && !chosen => {
+            Ok(Config::built_in())
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The one line of standard output. Whoever opens this address is in.
+fn print_address(mut address: SocketAddr, token: &auth::Secret) {
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    // Who closed our standard output doesn't want to know.
+    let _ = writeln!(io::stdout(), "http://{address}/#token={}", token.reveal());
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("can't listen for signals");
+        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}

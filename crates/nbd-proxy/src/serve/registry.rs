@@ -1,0 +1,326 @@
+//! The configurations of a running server: a slot each, with at most one session in it.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use nbd_session::EndReason;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    api::{ConfigurationView, SessionView},
+    auth,
+    refusal::Refusal,
+};
+use crate::{
+    attachment::{Attachment, EjectError, Ejected, Outcome, Phase, Settings, Status},
+    claim::Claim,
+    config::{Config, Configuration},
+    link::Link,
+    report,
+};
+
+/// How often a change of nothing but counters is told.
+const COUNTERS: Duration = Duration::from_secs(1);
+
+/// All slots.
+pub(super) struct Registry {
+    slots: Vec<Arc<Slot>>,
+    version: watch::Receiver<u64>,
+    closed: AtomicBool,
+}
+
+impl Registry {
+    /// A slot for each configuration. R is `runtime_dir`.
+    pub(super) fn new(config: &Arc<Config>, runtime_dir: &PathBuf) -> Self {
+        let (sender, version) = watch::channel(0);
+        let sender = Arc::new(sender);
+        let slots = (0..config.configurations.len())
+            .map(|index| {
+                let slot = Arc::new(Slot::new(Arc::clone(config), index, runtime_dir.clone()));
+                tokio::spawn(publish(Arc::clone(&slot), Arc::clone(&sender)));
+                slot
+            })
+            .collect();
+        Self { slots, version, closed: AtomicBool::new(false) }
+    }
+
+    /// In the configuration file's order.
+    pub(super) fn slots(&self) -> &[Arc<Slot>] {
+        &self.slots
+    }
+
+    /// The slot of that name.
+    pub(super) fn find(&self, name: &str) -> Option<&Arc<Slot>> {
+        self.slots.iter().find(|slot| slot.configuration().name == name)
+    }
+
+    /// The slot that is taken where none is named.
+    pub(super) fn default(&self) -> Option<&Arc<Slot>> {
+        self.slots.iter().find(|slot| slot.configuration().default)
+    }
+
+    /// A sentence for who asked for a configuration that there is not.
+    pub(super) fn no_such(&self, name: &str) -> String {
+        let names: Vec<_> = self.slots.iter().map(|slot| format!("{:?}", slot.configuration().name)).collect();
+        format!("there is no configuration {name:?}; there is {}", names.join(", "))
+    }
+
+    /// Grows after any slot's [`Slot::changes`] has changed.
+    pub(super) fn version(&self) -> watch::Receiver<u64> {
+        self.version.clone()
+    }
+
+    /// Ends all sessions in order, and waits until their devices are detached; no session begins any more.
+    pub(super) async fn end_all(&self) {
+        self.closed.store(true, Ordering::Release);
+        let attachments: Vec<_> = self.slots.iter().filter_map(|slot| slot.attachment()).collect();
+        for attachment in &attachments {
+            attachment.end(EndReason::Shutdown);
+        }
+        for attachment in &attachments {
+            attachment.detached().await;
+        }
+    }
+
+    /// Gives `link` to the slot's session, or begins one. `session` is the ID that a `v=1` link carries.
+    pub(super) async fn offer(&self, slot: &Arc<Slot>, session: Option<String>, link: Link) -> Result<(), Refusal> {
+        // Whoever waits here finds what the link before it made of the slot.
+        let _gate = slot.gate.lock().await;
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Refusal::stopping());
+        }
+        match slot.live_occupant().await {
+            Some(occupant) => slot.join(&occupant, session, link),
+            None => slot.begin(session, link).await,
+        }
+    }
+}
+
+/// Who is in a slot, and what came of those before. One value, so that nothing is counted twice or not at all.
+#[derive(Clone, Default)]
+struct Occupancy {
+    occupant: Option<Occupant>,
+    past: Totals,
+}
+
+#[derive(Clone)]
+struct Occupant {
+    attachment: Attachment,
+    /// The ID that its newest link carried; None for a plain one.
+    session: Option<String>,
+}
+
+/// Sums over the sessions that are over.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Totals {
+    /// Sessions that ended in order.
+    pub(super) in_order: u64,
+    /// Sessions that failed.
+    pub(super) failed: u64,
+    /// Bytes that the machine has read.
+    pub(super) bytes_read: u64,
+    /// Requests that the machine has made.
+    pub(super) requests: u64,
+}
+
+impl Totals {
+    fn with(self, status: &Status) -> Self {
+        Self { bytes_read: self.bytes_read + status.bytes_read, requests: self.requests + status.requests, ..self }
+    }
+}
+
+/// A configuration, and the session that is attached to it.
+pub(super) struct Slot {
+    config: Arc<Config>,
+    index: usize,
+    runtime_dir: PathBuf,
+    gate: tokio::sync::Mutex<()>,
+    occupancy: watch::Sender<Occupancy>,
+    /// The JSON of [`Slot::view`], as it was told last.
+    told: watch::Sender<String>,
+}
+
+impl Slot {
+    fn new(config: Arc<Config>, index: usize, runtime_dir: PathBuf) -> Self {
+        Self {
+            config,
+            index,
+            runtime_dir,
+            gate: tokio::sync::Mutex::default(),
+            occupancy: watch::Sender::default(),
+            told: watch::Sender::default(),
+        }
+    }
+
+    /// What the file says.
+    pub(super) fn configuration(&self) -> &Configuration {
+        &self.config.configurations[self.index]
+    }
+
+    /// Configuration and session, now.
+    pub(super) fn view(&self) -> ConfigurationView {
+        let configuration = self.configuration();
+        ConfigurationView {
+            name: configuration.name.clone(),
+            default: configuration.default,
+            device: configuration.device.to_string(),
+            metadata: configuration.metadata.clone(),
+            session: self.attachment().and_then(|attachment| SessionView::of(&attachment.status().borrow())),
+        }
+    }
+
+    /// What all sessions did, the present one's bytes and requests included.
+    pub(super) fn totals(&self) -> Totals {
+        let Occupancy { occupant, past } = self.occupancy.borrow().clone();
+        occupant.map_or(past, |occupant| past.with(&occupant.attachment.status().borrow()))
+    }
+
+    /// The JSON of [`Slot::view`]: on change, and at most once a second where only counters moved.
+    pub(super) fn changes(&self) -> watch::Receiver<String> {
+        self.told.subscribe()
+    }
+
+    /// Detaches. An empty slot is as good as ejected.
+    pub(super) async fn eject(&self, force: bool) -> Result<Ejected, EjectError> {
+        let Some(attachment) = self.attachment() else { return Ok(Ejected::Free) };
+        let ejected = attachment.eject(force).await;
+        if ejected == Ok(Ejected::Free) {
+            self.vacated().await;
+        }
+        ejected
+    }
+
+    fn attachment(&self) -> Option<Attachment> {
+        self.occupancy.borrow().occupant.as_ref().map(|occupant| occupant.attachment.clone())
+    }
+
+    async fn vacated(&self) {
+        // Fails only when the sender is gone, and that is ours.
+        let _ = self.occupancy.subscribe().wait_for(|occupancy| occupancy.occupant.is_none()).await;
+    }
+
+    /// Who is there, and not on the way out of the door.
+    async fn live_occupant(&self) -> Option<Occupant> {
+        let occupant = self.occupancy.borrow().occupant.clone()?;
+        if occupant.attachment.status().borrow().phase == Phase::Ended {
+            self.vacated().await;
+            return None;
+        }
+        Some(occupant)
+    }
+
+    /// The rules of the contract's "Links".
+    fn join(&self, occupant: &Occupant, session: Option<String>, link: Link) -> Result<(), Refusal> {
+        let status = occupant.attachment.status().borrow().clone();
+        let same_session = session.is_some() && session == occupant.session;
+        match status.phase {
+            Phase::Draining | Phase::Ended => return Err(Refusal::draining(&status)),
+            _ if status.user != link.user => return Err(Refusal::in_use(&status)),
+            Phase::Attaching | Phase::Attached if !same_session => return Err(Refusal::in_use(&status)),
+            Phase::Attaching | Phase::Attached | Phase::Held { .. } => {}
+        }
+        occupant.attachment.link(link);
+        self.occupancy.send_modify(|occupancy| {
+            if let Some(occupant) = &mut occupancy.occupant {
+                occupant.session = session;
+            }
+        });
+        Ok(())
+    }
+
+    async fn begin(self: &Arc<Self>, session: Option<String>, link: Link) -> Result<(), Refusal> {
+        let configuration = self.configuration();
+        let claim = Claim::acquire(configuration, &self.runtime_dir).await?;
+        let settings = Settings::for_serve(&self.config, configuration, self.runtime_dir.clone());
+        let id = match &session {
+            Some(id) => id.clone(),
+            None => auth::random_hex::<16>().map_err(|error| Refusal::failed(&error))?,
+        };
+        let attachment = Attachment::start(settings, claim, id);
+        attachment.link(link);
+        let occupant = Occupant { attachment: attachment.clone(), session };
+        self.occupancy.send_modify(|occupancy| occupancy.occupant = Some(occupant));
+        tokio::spawn(Arc::clone(self).clear_after(attachment));
+        Ok(())
+    }
+
+    /// Empties the slot once its session is gone.
+    async fn clear_after(self: Arc<Self>, attachment: Attachment) {
+        let outcome = attachment.ended().await;
+        self.occupancy.send_modify(|occupancy| {
+            occupancy.occupant = None;
+            occupancy.past = occupancy.past.with(&attachment.status().borrow());
+            match outcome {
+                Outcome::InOrder(_) => occupancy.past.in_order += 1,
+                Outcome::Failed(_) => occupancy.past.failed += 1,
+            }
+        });
+        let name = &self.configuration().name;
+        match outcome {
+            Outcome::InOrder(sentence) => report::information(format!("{name}: {sentence}")),
+            Outcome::Failed(sentence) => report::error(format!("{name}: {sentence}")),
+        }
+    }
+}
+
+/// Keeps [`Slot::changes`] up to date.
+async fn publish(slot: Arc<Slot>, version: Arc<watch::Sender<u64>>) {
+    let mut occupancies = slot.occupancy.subscribe();
+    let mut statuses = None;
+    let mut view = slot.view();
+    slot.told.send_replace(json(&view));
+    let mut due = Instant::now();
+    let mut waiting = false;
+    loop {
+        tokio::select! {
+            changed = occupancies.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let occupancy = occupancies.borrow_and_update();
+                statuses = occupancy.occupant.as_ref().map(|occupant| occupant.attachment.status());
+            }
+            () = next_status(&mut statuses) => {}
+            () = sleep_until(due), if waiting => {}
+        }
+        let now = slot.view();
+        waiting = now != view && same_but_counters(&now, &view) && Instant::now() < due;
+        if now != view && !waiting {
+            view = now;
+            due = Instant::now() + COUNTERS;
+            slot.told.send_replace(json(&view));
+            version.send_modify(|version| *version += 1);
+        }
+    }
+}
+
+/// Waits for the next change, if need be for ever.
+async fn next_status(statuses: &mut Option<watch::Receiver<Status>>) {
+    if let Some(present) = statuses {
+        if present.changed().await.is_ok() {
+            return;
+        }
+        *statuses = None;
+    }
+    std::future::pending().await
+}
+
+fn same_but_counters(one: &ConfigurationView, other: &ConfigurationView) -> bool {
+    let uncounted = |view: &ConfigurationView| {
+        view.session.clone().map(|session| SessionView { bytes_read: 0, requests: 0, seconds_left: None, ..session })
+    };
+    uncounted(one) == uncounted(other)
+}
+
+fn json(view: &ConfigurationView) -> String {
+    serde_json::to_string(view).unwrap_or_default()
+}

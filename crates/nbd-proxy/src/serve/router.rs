@@ -1,0 +1,78 @@
+//! From a request to its answer: first where it came from, then who sent it, then what it wants.
+
+use std::sync::Arc;
+
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
+    header::{self, HeaderValue},
+};
+
+use super::{
+    Peer, Server, api, assets,
+    auth::{Host, WrongAddress},
+    http::{self, Body},
+    links, path,
+};
+
+/// Answers one request.
+pub(super) async fn answer(server: Arc<Server>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
+    let (mut response, host) = match check_address(&server, &peer, request.uri(), request.headers()) {
+        Ok(host) => (dispatch(&server, &peer, request).await, host),
+        Err(wrong) => (http::error(StatusCode::FORBIDDEN, wrong.to_string()), None),
+    };
+    server.metrics.answered(response.status());
+    http::secure(response.headers_mut(), host.as_ref());
+    response
+}
+
+/// No page can reach the control socket.
+fn check_address(server: &Server, peer: &Peer, uri: &Uri, headers: &HeaderMap) -> Result<Option<Host>, WrongAddress> {
+    match peer {
+        Peer::Control => Ok(None),
+        Peer::Network(_) => server.auth.check_address(uri, headers).map(Some),
+    }
+}
+
+async fn dispatch(server: &Arc<Server>, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
+    if links::is_upgrade(request.headers()) {
+        return links::upgrade(server, peer, request);
+    }
+    let (request, body) = request.into_parts();
+    let method = match request.method {
+        Method::HEAD => Method::GET,
+        other => other,
+    };
+    let segments = path::segments(request.uri.path());
+    let segment = |index: usize| segments.get(index).map(String::as_str).unwrap_or_default();
+    match (segment(0), segment(1), segment(2)) {
+        ("healthz", "", "") => only_get(&method, || http::text(StatusCode::OK, "ok\n")),
+        ("api", "v1", "login") if segments.len() == 3 => match method {
+            Method::POST => api::log_in(server, body).await,
+            _ => api::wrong_method("POST"),
+        },
+        ("api", ..) | ("metrics", "", "") if server.identify(peer, &request.headers).is_none() => unauthorized(),
+        ("api", "v1", _) => api::answer(server, &method, &segments[2..], body).await,
+        ("metrics", "", "") => only_get(&method, || server.metrics.render(&server.registry)),
+        _ => match assets::get(request.uri.path(), &request.headers) {
+            Some(asset) => only_get(&method, || asset),
+            None => http::error(StatusCode::NOT_FOUND, "there is nothing at this path"),
+        },
+    }
+}
+
+fn only_get(method: &Method, answer: impl FnOnce() -> Response<Body>) -> Response<Body> {
+    match *method {
+        Method::GET => answer(),
+        _ => api::wrong_method("GET"),
+    }
+}
+
+fn unauthorized() -> Response<Body> {
+    let mut response = http::error(
+        StatusCode::UNAUTHORIZED,
+        "not allowed: open the address that the server printed when it started, or send its token as Authorization: Bearer",
+    );
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+}
