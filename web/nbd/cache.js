@@ -1,0 +1,176 @@
+/** @module */
+
+/**
+ * Reads in large aligned windows where somebody reads on and on, and exactly what was asked
+ * for elsewhere.
+ *
+ * A browser takes about a millisecond for a read, whatever its length. A sequential reader is
+ * therefore served from windows of 4 MiB, one of them read ahead; for a random one that would be
+ * a thousand times too much. What is sequential is seen from the requests: each one that begins
+ * where an earlier one ended makes that run longer.
+ */
+
+/** Bytes of a window; windows lie at multiples of it. */
+export const WINDOW = 4 * 1024 * 1024;
+
+/** Windows that are kept: two for each of a few readers, and 32 MiB at most. */
+const KEPT_WINDOWS = 8;
+
+/** A run of this many bytes is read by windows. */
+const SEQUENTIAL = 256 * 1024;
+
+/** A run of this many bytes has its next window read ahead. */
+const READ_AHEAD = 1024 * 1024;
+
+/** Runs that are remembered: that many sequential readers are told apart. */
+const RUNS = 16;
+
+/** The bytes of an image, for a Service. */
+export class WindowCache {
+  #source;
+  /** @type {Map<number, Promise<Uint8Array>>} windows by number, the least recently used first */
+  #windows = new Map();
+  /** @type {Map<number, number>} bytes of each run by where it goes on, the oldest first */
+  #runs = new Map();
+
+  /**
+   * @param {object} source
+   * @param {number} source.size bytes
+   * @param {(offset: number, length: number) => Promise<Uint8Array>} source.read exactly so many
+   */
+  constructor(source) {
+    this.#source = source;
+  }
+
+  /**
+   * @param {number} offset
+   * @param {number} length
+   * @returns {Promise<Uint8Array[]>} views of windows, not to be written to
+   */
+  read(offset, length) {
+    if (length === 0) {
+      return Promise.resolve([]);
+    }
+    const run = this.#extendRun(offset, length);
+    const parts = this.#readParts(offset, offset + length, run >= SEQUENTIAL);
+    const next = Math.ceil((offset + length) / WINDOW);
+    if (run >= READ_AHEAD && next * WINDOW < this.#source.size) {
+      this.#load(next).catch(() => {});
+    }
+    return Promise.all(parts);
+  }
+
+  /**
+   * @param {number} offset
+   * @param {number} length
+   */
+  prefetch(offset, length) {
+    const first = Math.floor(offset / WINDOW);
+    for (let index = first; index < first + KEPT_WINDOWS / 2; index++) {
+      if (index * WINDOW < offset + length) {
+        this.#load(index).catch(() => {});
+      }
+    }
+  }
+
+  /**
+   * @param {number} offset
+   * @param {number} length
+   * @returns {number} bytes of the run that this read belongs to, with it
+   */
+  #extendRun(offset, length) {
+    const run = (this.#runs.get(offset) ?? 0) + length;
+    this.#runs.delete(offset);
+    this.#runs.set(offset + length, run);
+    evict(this.#runs, RUNS);
+    return run;
+  }
+
+  /**
+   * @param {number} start
+   * @param {number} end
+   * @param {boolean} load whether windows that are not there are loaded
+   * @returns {Promise<Uint8Array>[]}
+   */
+  #readParts(start, end, load) {
+    const parts = [];
+    let at = start;
+    while (at < end) {
+      const index = Math.floor(at / WINDOW);
+      const inWindow = load || this.#windows.has(index);
+      const stop = inWindow ? Math.min((index + 1) * WINDOW, end) : this.#missingUntil(index, end);
+      parts.push(inWindow ? this.#slice(index, at, stop) : this.#source.read(at, stop - at));
+      at = stop;
+    }
+    return parts;
+  }
+
+  /**
+   * @param {number} index of a window that is not there
+   * @param {number} end
+   * @returns {number} where the next window begins that is there, or `end`
+   */
+  #missingUntil(index, end) {
+    let next = index + 1;
+    while (next * WINDOW < end && !this.#windows.has(next)) {
+      next += 1;
+    }
+    return Math.min(next * WINDOW, end);
+  }
+
+  /**
+   * @param {number} index
+   * @param {number} start in the image
+   * @param {number} end in the image
+   */
+  async #slice(index, start, end) {
+    try {
+      const window = await this.#load(index);
+      return window.subarray(start - index * WINDOW, end - index * WINDOW);
+    } catch {
+      // One bad spot must not take the rest of its window with it.
+      return this.#source.read(start, end - start);
+    }
+  }
+
+  /**
+   * @param {number} index
+   * @returns {Promise<Uint8Array>} the window, which is the most recently used from now on
+   */
+  #load(index) {
+    const known = this.#windows.get(index);
+    this.#windows.delete(index);
+    const window = known ?? this.#readWindow(index);
+    this.#windows.set(index, window);
+    evict(this.#windows, KEPT_WINDOWS);
+    return window;
+  }
+
+  /** @param {number} index */
+  #readWindow(index) {
+    const start = index * WINDOW;
+    const window = this.#source.read(start, Math.min(WINDOW, this.#source.size - start));
+    window.catch(() => {
+      // The next one who asks tries again.
+      if (this.#windows.get(index) === window) {
+        this.#windows.delete(index);
+      }
+    });
+    return window;
+  }
+}
+
+/**
+ * Drops the oldest entries of a map that has more than `kept`.
+ *
+ * @param {Map<number, unknown>} map
+ * @param {number} kept
+ */
+function evict(map, kept) {
+  for (const key of map.keys()) {
+    if (map.size <= kept) {
+      return;
+    }
+    map.delete(key);
+  }
+}

@@ -1,0 +1,257 @@
+/** @module */
+
+import { WindowCache } from "./cache.js";
+import { Link } from "./link.js";
+import { Service } from "./service.js";
+
+/** @typedef {import("./image.js").ImageError} ImageError */
+/** @typedef {import("./image.js").ImageInfo} ImageInfo */
+/** @typedef {import("./image.js").Source} Source */
+/** @typedef {import("./link.js").LinkAddress} LinkAddress */
+/** @typedef {import("./link.js").LinkEnd} LinkEnd */
+/** @typedef {import("./protocol.js").ProtocolError} ProtocolError */
+
+/**
+ * @typedef {object} Trouble the image can't be read just now: EIO is answered, the link goes on
+ * @property {import("./image.js").ImageErrorCode} code
+ * @property {string} reason for people
+ */
+
+/**
+ * @typedef {object} EndError why it ended, unless in order
+ * @property {import("./link.js").LinkErrorCode | import("./image.js").ImageErrorCode
+ *   | "bad-address" | "internal"} code
+ * @property {string} reason for people
+ * @property {number | null} closeCode the WebSocket's, where it came to one
+ */
+
+/**
+ * @typedef {object} ServerState what the server said last of the device, on a version 1 link
+ * @property {"attaching" | "attached" | "held" | "draining"} phase
+ * @property {string} configuration
+ * @property {string | null} device
+ * @property {number} size bytes, of the device
+ * @property {boolean} read_only
+ * @property {boolean} resumed
+ * @property {number | null} seconds_left
+ * @property {unknown} keep
+ */
+
+/** @typedef {"idle" | "connecting" | "serving" | "ended"} Phase */
+
+/**
+ * @typedef {object} State
+ * @property {Phase} phase
+ * @property {ImageInfo | null} image null until it was opened
+ * @property {number} bytes of the image sent since start()
+ * @property {number} requests answered since start()
+ * @property {number} time in milliseconds, of a clock that only goes forward, of these two counts
+ * @property {ServerState | null} server
+ * @property {{reason: string, message: string} | null} end what the server said at the end:
+ *   `reason` is a word, `message` a sentence
+ * @property {Trouble | null} trouble
+ * @property {EndError | null} error
+ * @property {number | null} closeCode the WebSocket's, once the link was closed
+ */
+
+/** Milliseconds between two states while nothing changes but the counts. */
+const COUNT_INTERVAL = 250;
+
+/** Milliseconds that a server that said goodbye has to close the link with its reasons. */
+const GOODBYE_PATIENCE = 1000;
+
+/** @type {State} */
+export const IDLE = Object.freeze({
+  phase: "idle",
+  image: null,
+  bytes: 0,
+  requests: 0,
+  time: 0,
+  server: null,
+  end: null,
+  trouble: null,
+  error: null,
+  closeCode: null,
+});
+
+/**
+ * Serves one image over one link: joins the two, and tells what happens. It runs in a Worker or
+ * on the caller's thread.
+ */
+export class Engine {
+  #source;
+  #emit;
+  #address;
+  #Socket;
+  #reader;
+  /** @type {Link | null} */
+  #link = null;
+  /** @type {Service | null} */
+  #service = null;
+  #stopping = false;
+  /** @type {State} */
+  #state;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #countTimer;
+
+  /**
+   * @param {LinkAddress} address
+   * @param {Source} source
+   * @param {(state: State) => void} emit gets each state; the last one has the phase "ended"
+   * @param {import("./link.js").SocketClass} [Socket]
+   */
+  constructor(address, source, emit, Socket = WebSocket) {
+    this.#address = address;
+    this.#source = source;
+    this.#emit = emit;
+    this.#Socket = Socket;
+    this.#reader = new WindowCache({ size: source.info.size, read: this.#read.bind(this) });
+    this.#state = { ...IDLE, phase: "connecting", image: source.info };
+  }
+
+  start() {
+    this.#change({});
+    try {
+      this.#link = new Link(this.#address, this.#linkListener(), this.#Socket);
+    } catch (error) {
+      const { message } = /** @type {Error} */ (error);
+      const reason = `"${this.#address.url}" can't be connected to: ${message}`;
+      this.#end({ code: "bad-address", reason, closeCode: null }, null);
+    }
+  }
+
+  /** Ends in order; the state "ended" follows. */
+  stop() {
+    this.#stopping = true;
+    this.#service?.stop();
+    if (this.#address.messages) {
+      this.#link?.sendMessage({ type: "bye" });
+    }
+    this.#link?.close();
+  }
+
+  /** @returns {import("./link.js").LinkListener} */
+  #linkListener() {
+    return {
+      opened: () => this.#serve(),
+      data: (bytes) => this.#service?.receive(bytes),
+      message: (message) => this.#hear(message),
+      closed: (end) => this.#closed(end),
+    };
+  }
+
+  #serve() {
+    const link = /** @type {Link} */ (this.#link);
+    const { info } = this.#source;
+    if (this.#address.messages) {
+      link.sendMessage({ type: "image", ...info });
+    }
+    const description = `a read-only image of ${info.size} bytes, served by nbd.js`;
+    this.#service = new Service(
+      { name: info.name, description, size: info.size },
+      this.#reader,
+      link,
+      {
+        begun: () => this.#change({ phase: "serving" }),
+        answered: (bytes) => this.#count(bytes),
+        ended: (error) => this.#served(error),
+      },
+    );
+    this.#service.start();
+  }
+
+  /** @param {ProtocolError | null} error */
+  #served(error) {
+    const link = /** @type {Link} */ (this.#link);
+    if (error !== null) {
+      link.reject(error.message);
+    } else if (this.#address.messages) {
+      // Closing now would lose the message that says why.
+      setTimeout(() => link.close(), GOODBYE_PATIENCE);
+    } else {
+      link.close();
+    }
+  }
+
+  /** @param {Record<string, unknown>} message */
+  #hear({ type, ...rest }) {
+    if (type === "state") {
+      this.#change({ server: /** @type {any} */ (rest) });
+    } else if (type === "end") {
+      const { reason, message } = rest;
+      this.#change({ end: { reason: String(reason ?? ""), message: String(message ?? "") } });
+    }
+  }
+
+  /** @param {LinkEnd} end */
+  #closed({ closeCode, error }) {
+    this.#service?.stop();
+    const cause = error ?? this.#refusedWithoutAWord();
+    this.#end(cause && { ...cause, closeCode }, closeCode);
+  }
+
+  /** @returns {Pick<EndError, "code" | "reason"> | null} why a link that closed in order failed */
+  #refusedWithoutAWord() {
+    if (this.#stopping || this.#state.phase !== "connecting" || this.#state.end !== null) {
+      return null;
+    }
+    return {
+      code: "closed",
+      reason: "The server closed the connection before it asked for anything; its log may say why.",
+    };
+  }
+
+  /**
+   * Reads, and keeps the state's trouble up to date.
+   *
+   * @param {number} offset
+   * @param {number} length
+   */
+  async #read(offset, length) {
+    try {
+      const bytes = await this.#source.read(offset, length);
+      if (this.#state.trouble !== null) {
+        this.#change({ trouble: null });
+      }
+      return bytes;
+    } catch (error) {
+      const { code, message } = /** @type {ImageError} */ (error);
+      if (this.#state.trouble?.code !== code) {
+        this.#change({ trouble: { code, reason: message } });
+      }
+      throw error;
+    }
+  }
+
+  /** @param {number} bytes */
+  #count(bytes) {
+    this.#state.bytes += bytes;
+    this.#state.requests += 1;
+    this.#countTimer ??= setTimeout(() => this.#change({}), COUNT_INTERVAL);
+  }
+
+  /**
+   * @param {EndError | null} error
+   * @param {number | null} closeCode
+   */
+  #end(error, closeCode) {
+    this.#change({ phase: "ended", error, closeCode });
+    clearTimeout(this.#countTimer);
+  }
+
+  /** @param {Partial<State>} changes */
+  #change(changes) {
+    if (this.#state.phase === "ended") {
+      return;
+    }
+    clearTimeout(this.#countTimer);
+    this.#countTimer = undefined;
+    this.#state = { ...this.#state, ...changes, time: now() };
+    this.#emit({ ...this.#state });
+  }
+}
+
+/** Milliseconds of a clock that all threads of a page share. */
+function now() {
+  return performance.timeOrigin + performance.now();
+}

@@ -1,0 +1,305 @@
+/**
+ * Serves a disk image from a browser tab: an NBD server at the page's end of a WebSocket.
+ *
+ * @example
+ * const server = new NBDServer("/nbd/0", file, {});
+ * server.addEventListener("state", (event) => console.log(event.detail.phase));
+ * server.start();
+ *
+ * @module
+ */
+
+import { newSessionId, socketAddress, takesSessions, withSession } from "./address.js";
+import { IDLE } from "./engine.js";
+import { run } from "./host.js";
+import { ImageError, openImage } from "./image.js";
+import { describeChange } from "./log.js";
+
+export { ImageError };
+
+/** @typedef {import("./engine.js").State} State */
+/** @typedef {import("./engine.js").EndError} EndError */
+/** @typedef {import("./image.js").CustomImage} CustomImage */
+/** @typedef {import("./image.js").Image} Image */
+/** @typedef {import("./link.js").LinkAddress} LinkAddress */
+
+/**
+ * @typedef {object} Options
+ * @property {boolean | string} [session] whether the link is of version 1, with messages beside
+ *   NBD's bytes and a session that has an ID: true makes one up, a string of 32 hexadecimal digits
+ *   is one; false is a plain link. By default true where the endpoint's path ends in /nbd/NAME
+ * @property {string} [token] sent as the sole subprotocol
+ * @property {string} [name] of the image; by default its own
+ * @property {number | null} [modified] milliseconds since 1970; by default the file's own
+ * @property {boolean} [worker] false: everything runs on this thread
+ * @property {typeof WebSocket} [WebSocket] used instead of the global one, on this thread
+ */
+
+/**
+ * One image, offered to one server. It tells what happens by `state` events, whose `detail` is a
+ * {@link State}; `state` holds the latest.
+ */
+export class NBDServer extends EventTarget {
+  /**
+   * Called by start().
+   *
+   * @type {(() => void) | null}
+   */
+  socketStarted = null;
+
+  /**
+   * Called once for each start(), at the end, with the WebSocket's close code (1006: none came).
+   *
+   * @type {((code: number) => void) | null}
+   */
+  socketClosed = null;
+
+  /**
+   * Called when the image can't be read, and was readable before.
+   *
+   * @type {(() => void) | null}
+   */
+  errorReadingFile = null;
+
+  /**
+   * Called with a line of text for each change worth telling; never for a request.
+   *
+   * @type {((message: string) => void) | null}
+   */
+  onlog = null;
+
+  /** @type {Readonly<State>} */
+  state = IDLE;
+
+  /** @type {Options} */
+  #options;
+  /** @type {{stop: () => void} | null} */
+  #run = null;
+  /** Counts start() and stop(), so that what was begun before knows itself outdated. */
+  #turn = 0;
+  #letSleep = () => {};
+
+  /**
+   * Never throws, and does nothing before start().
+   *
+   * @overload
+   * @param {string | URL} endpoint a WebSocket's address; relative ones are the page's
+   * @param {Image | null | undefined} image
+   * @param {Options} options
+   */
+  /**
+   * The form that webui-vue uses: a plain link.
+   *
+   * @overload
+   * @param {string | URL} endpoint
+   * @param {Image | null | undefined} image
+   * @param {string | number | null} [id] the caller's own
+   * @param {string} [token] sent as the sole subprotocol
+   */
+  /**
+   * @param {string | URL} endpoint
+   * @param {Image | null | undefined} image
+   * @param {Options | string | number | null} [options]
+   * @param {string} [token]
+   */
+  constructor(endpoint, image, options, token) {
+    super();
+    const isOptions = typeof options === "object" && options !== null;
+    this.endpoint = endpoint;
+    this.image = image;
+    this.#options = isOptions ? { ...options } : { session: false, token };
+    /** @type {string | number | null | undefined} */
+    this.id = isOptions ? undefined : options;
+    /** The session's ID; null on a plain link. */
+    this.session = chooseSession(endpoint, this.#options.session);
+    this.#bindMethods();
+  }
+
+  /** Begins to serve. Ignored while it does; begins anew, with the same session ID, after an end. */
+  start() {
+    if (this.state.phase !== "idle" && this.state.phase !== "ended") {
+      return;
+    }
+    this.#turn += 1;
+    this.#run = null;
+    this.#letSleep = stayAwake();
+    this.#enter({ ...IDLE, phase: "connecting" });
+    this.#serve(this.#turn);
+  }
+
+  /** Ends in order, which detaches the disk. The state "ended" follows. */
+  stop() {
+    if (this.#run !== null) {
+      this.#run.stop();
+    } else if (this.state.phase === "connecting") {
+      this.#turn += 1;
+      this.#enter({ ...this.state, phase: "ended" });
+    }
+  }
+
+  /**
+   * @overload
+   * @param {"state"} type
+   * @param {(event: CustomEvent<State>) => void} listener
+   * @param {boolean | AddEventListenerOptions} [options]
+   * @returns {void}
+   */
+  /**
+   * @overload
+   * @param {string} type
+   * @param {EventListenerOrEventListenerObject | null} listener
+   * @param {boolean | AddEventListenerOptions} [options]
+   * @returns {void}
+   */
+  /**
+   * @param {string} type
+   * @param {any} listener
+   * @param {boolean | AddEventListenerOptions} [options]
+   */
+  addEventListener(type, listener, options) {
+    super.addEventListener(type, listener, options);
+  }
+
+  /**
+   * Vue's reactive() calls methods on a Proxy of this object, where neither private members nor
+   * those of an EventTarget can be reached. Bound, they run on the object itself.
+   */
+  #bindMethods() {
+    const { start, stop, addEventListener, removeEventListener, dispatchEvent } = this;
+    this.start = start.bind(this);
+    this.stop = stop.bind(this);
+    this.addEventListener = addEventListener.bind(this);
+    this.removeEventListener = removeEventListener.bind(this);
+    this.dispatchEvent = dispatchEvent.bind(this);
+  }
+
+  /** @param {number} turn */
+  async #serve(turn) {
+    const { token, worker = true, WebSocket: Socket } = this.#options;
+    try {
+      const protocols = token === undefined ? [] : [token];
+      const address = { ...linkTo(this.endpoint, this.session), protocols };
+      const source = await openImage(this.image, this.#options);
+      if (turn === this.#turn) {
+        this.#run = run({ address, source, worker, Socket }, (state) => this.#follow(turn, state));
+      }
+    } catch (error) {
+      this.#follow(turn, { ...this.state, phase: "ended", error: asEndError(error) });
+    }
+  }
+
+  /**
+   * @param {number} turn
+   * @param {State} state
+   */
+  #follow(turn, state) {
+    if (turn === this.#turn) {
+      this.#enter(state);
+    }
+  }
+
+  /** @param {State} state */
+  #enter(state) {
+    const before = this.state;
+    this.state = Object.freeze(state);
+    if (state.phase === "ended") {
+      this.#letSleep();
+    }
+    this.dispatchEvent(new CustomEvent("state", { detail: state }));
+    try {
+      this.#callBack(before, state);
+    } catch (error) {
+      // The caller's mistake: reported as one, and the disk goes on.
+      queueMicrotask(() => {
+        throw error;
+      });
+    }
+  }
+
+  /**
+   * @param {State} before
+   * @param {State} now
+   */
+  #callBack(before, now) {
+    for (const line of describeChange(before, now, String(this.endpoint))) {
+      this.onlog?.(line);
+    }
+    if (now.phase === "connecting" && before.phase !== "connecting") {
+      this.socketStarted?.();
+    }
+    if (isUnreadable(now) && !isUnreadable(before)) {
+      this.errorReadingFile?.();
+    }
+    if (now.phase === "ended" && before.phase !== "ended") {
+      this.socketClosed?.(now.closeCode ?? 1006);
+    }
+  }
+}
+
+export default NBDServer;
+
+/**
+ * @param {string | URL} endpoint
+ * @param {boolean | string | undefined} wanted
+ * @returns {string | null} the session's ID
+ */
+function chooseSession(endpoint, wanted) {
+  if (typeof wanted === "string") {
+    return wanted;
+  }
+  try {
+    const address = socketAddress(endpoint, globalThis.location?.href);
+    const given = address.searchParams.get("session");
+    return (wanted ?? takesSessions(address)) ? (given ?? newSessionId()) : null;
+  } catch {
+    // start() will tell what is wrong with the endpoint.
+    return null;
+  }
+}
+
+/**
+ * @param {string | URL} endpoint
+ * @param {string | null} session
+ * @returns {Pick<LinkAddress, "url" | "messages">}
+ */
+function linkTo(endpoint, session) {
+  const address = socketAddress(endpoint, globalThis.location?.href);
+  if (session === null) {
+    return { url: address.href, messages: false };
+  }
+  return { url: withSession(address, session).href, messages: true };
+}
+
+/**
+ * @param {unknown} error
+ * @returns {EndError}
+ */
+function asEndError(error) {
+  const { message: reason } = /** @type {Error} */ (error);
+  const code = error instanceof ImageError ? error.code : "bad-address";
+  return { code, reason, closeCode: null };
+}
+
+/** @param {State} state */
+function isUnreadable(state) {
+  return state.trouble !== null || /image/.test(state.error?.code ?? "");
+}
+
+/**
+ * Browsers freeze hidden tabs; one that holds a lock is spared. Insecure contexts have no locks.
+ *
+ * @returns {() => void} lets go
+ */
+function stayAwake() {
+  const locks = globalThis.navigator?.locks;
+  if (locks === undefined) {
+    return () => {};
+  }
+  /** @type {() => void} */
+  let release = () => {};
+  const released = new Promise((resolve) => {
+    release = () => resolve(undefined);
+  });
+  locks.request(`nbd.js ${newSessionId()}`, () => released).catch(() => {});
+  return release;
+}
