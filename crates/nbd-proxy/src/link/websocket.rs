@@ -1,1 +1,252 @@
-//! A link over a WebSocket.
+//! WebSockets as links: the socket, which reads while it writes, and the task that keeps one link.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    future::poll_fn,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_core::Stream as _;
+use futures_sink::Sink as _;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
+use tokio_websockets::{CloseCode, Error, Limits, Message, ServerBuilder, WebSocketStream};
+
+use super::{Closing, EVENT_QUEUE, Link, LinkCommand, LinkEvent, LinkKind};
+
+/// How often we ping: a hidden page's timers sleep, its WebSocket answers all the same.
+const PING: Duration = Duration::from_secs(5);
+/// How long the peer of a plain link may be silent before the link counts as lost. Of a `v=1` link the session decides.
+const SILENCE: Duration = Duration::from_secs(15);
+/// How long a close frame may wait to be sent and answered.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// What a message may carry beside one request's data: reply headers, and what the peer put together.
+const MESSAGE_SLACK: usize = 64 << 10;
+/// No limit is below this: a peer may gather small replies into one message.
+const MESSAGE_FLOOR: usize = 256 << 10;
+/// The longest reason of a close frame, bytes (RFC 6455, section 5.5: 125, less the code).
+const REASON_LIMIT: usize = 123;
+
+/// What a [`Socket`] has done.
+pub(crate) enum Step {
+    /// A message was handed to the connection; there is room for another.
+    Sent,
+    /// A message came.
+    Received(Message),
+    /// The last step: there is no connection any more.
+    Closed(End),
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct End {
+    /// Of the peer's close frame; 1005 where that had none, 1006 where there was no close frame.
+    pub(crate) code: u16,
+    /// What the peer said, or else what happened.
+    pub(crate) reason: String,
+}
+
+impl End {
+    /// Without a close frame.
+    pub(crate) fn broken(cause: impl fmt::Display) -> Self {
+        Self { code: 1006, reason: cause.to_string() }
+    }
+
+    /// A clean close ends a session; every other loss holds it.
+    fn closing(self) -> Closing {
+        match self.code {
+            1000 | 1005 => Closing::Clean,
+            1006 => Closing::Lost(self.reason),
+            code if self.reason.is_empty() => Closing::Lost(format!("closed with code {code}")),
+            code => Closing::Lost(format!("closed with code {code}: {}", self.reason)),
+        }
+    }
+}
+
+/// A WebSocket with a queue of messages to send.
+pub(crate) struct Socket<S> {
+    stream: WebSocketStream<S>,
+    queue: VecDeque<Message>,
+    queued: usize,
+    /// What the peer's close frame said.
+    end: Option<End>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+    pub(crate) fn new(stream: WebSocketStream<S>) -> Self {
+        Self { stream, queue: VecDeque::new(), queued: 0, end: None }
+    }
+
+    /// Queues a message; [`Socket::step`] sends it.
+    pub(crate) fn push(&mut self, message: Message) {
+        self.queued += message.as_payload().len();
+        self.queue.push_back(message);
+    }
+
+    /// How many bytes wait to be sent.
+    pub(crate) fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// Sends and receives until there is something to tell. May be dropped at any time: nothing is lost.
+    pub(crate) async fn step(&mut self) -> Step {
+        match poll_fn(|context| self.poll_step(context)).await {
+            Ok(step) => step,
+            Err(error) => Step::Closed(self.end.take().unwrap_or_else(|| End::broken(error))),
+        }
+    }
+
+    fn poll_step(&mut self, context: &mut Context<'_>) -> Poll<Result<Step, Error>> {
+        if self.end.is_none() && self.poll_send(context)?.is_ready() {
+            return Poll::Ready(Ok(Step::Sent));
+        }
+        loop {
+            let Some(message) = ready!(Pin::new(&mut self.stream).poll_next(context)?) else {
+                let end = self.end.take().unwrap_or_else(|| End::broken("the connection broke"));
+                return Poll::Ready(Ok(Step::Closed(end)));
+            };
+            match message.as_close() {
+                // The stream ends by itself once the answering close frame is out.
+                Some((code, reason)) => self.end = Some(End { code: code.into(), reason: reason.to_owned() }),
+                None => return Poll::Ready(Ok(Step::Received(message))),
+            }
+        }
+    }
+
+    /// Ready when one more message has left the queue.
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let mut stream = Pin::new(&mut self.stream);
+        if !self.queue.is_empty() {
+            ready!(stream.as_mut().poll_ready(context)?);
+            if let Some(message) = self.queue.pop_front() {
+                self.queued -= message.as_payload().len();
+                stream.start_send(message)?;
+                return Poll::Ready(Ok(()));
+            }
+        }
+        ready!(stream.poll_flush(context)?);
+        Poll::Pending
+    }
+
+    /// Sends what is queued, then closes, and waits a short while for the peer to agree.
+    pub(crate) async fn close(mut self, code: u16, reason: &str) {
+        let code = CloseCode::try_from(code).ok().filter(|code| !code.is_reserved()).unwrap_or(CloseCode::GOING_AWAY);
+        self.push(Message::close(Some(code), shortened(reason)));
+        let _ = timeout(CLOSE_TIMEOUT, async { while !matches!(self.step().await, Step::Closed(_)) {} }).await;
+    }
+}
+
+/// As much of `reason` as a close frame takes.
+fn shortened(reason: &str) -> &str {
+    &reason[..reason.floor_char_boundary(REASON_LIMIT)]
+}
+
+/// The server's end of a WebSocket whose handshake is done. A message may carry the answer to the longest request that
+/// we make, and little more: else the peer would choose how much memory we take.
+pub(crate) fn accept<S: AsyncRead + AsyncWrite + Unpin>(stream: S, max_request: u32) -> Socket<S> {
+    let limit = usize::try_from(max_request).unwrap_or(usize::MAX).saturating_add(MESSAGE_SLACK).max(MESSAGE_FLOOR);
+    let limits = Limits::default().max_payload_len(Some(limit));
+    Socket::new(ServerBuilder::new().limits(limits).serve(stream))
+}
+
+/// Makes a link of a socket, kept by a task of its own, which ends with the connection.
+pub(crate) fn link<S>(socket: Socket<S>, kind: LinkKind, peer: String, user: String) -> (Link, JoinHandle<()>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (event_sender, events) = mpsc::channel(EVENT_QUEUE);
+    let (commands, command_receiver) = mpsc::unbounded_channel();
+    let keeper = Keeper { socket, kind, events: event_sender, commands: command_receiver, heard: Instant::now() };
+    (Link { kind, events, commands, peer, user }, tokio::spawn(keeper.run()))
+}
+
+/// What is said to the peer before the connection is closed.
+struct Farewell {
+    code: u16,
+    reason: String,
+}
+
+struct Keeper<S> {
+    socket: Socket<S>,
+    kind: LinkKind,
+    events: mpsc::Sender<LinkEvent>,
+    commands: mpsc::UnboundedReceiver<LinkCommand>,
+    heard: Instant,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Keeper<S> {
+    async fn run(mut self) {
+        let (closing, farewell) = self.keep().await;
+        // Told at once, not after the closing handshake, so that a held session waits for its next link already.
+        let _ = self.events.send(LinkEvent::Closed(closing)).await;
+        if let Some(Farewell { code, reason }) = farewell {
+            self.socket.close(code, &reason).await;
+        }
+    }
+
+    /// Moves messages until the link ends; then says how it ended for the session, and what is to be said to the peer.
+    async fn keep(&mut self) -> (Closing, Option<Farewell>) {
+        let mut pings = interval(PING);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                step = self.socket.step() => match step {
+                    Step::Sent => {}
+                    Step::Received(message) => {
+                        self.heard = Instant::now();
+                        if let Err(farewell) = self.deliver(message).await {
+                            return (Closing::Lost(farewell.reason.clone()), Some(farewell));
+                        }
+                    }
+                    Step::Closed(end) => return (end.closing(), None),
+                },
+                command = self.commands.recv() => {
+                    if let Some(farewell) = self.obey(command) {
+                        return (Closing::Clean, Some(farewell));
+                    }
+                }
+                _ = pings.tick() => {
+                    if self.kind == LinkKind::Plain && self.heard.elapsed() >= SILENCE {
+                        return (Closing::Lost(format!("nothing was heard for {} s", SILENCE.as_secs())), None);
+                    }
+                    self.socket.push(Message::ping(Bytes::new()));
+                }
+            }
+        }
+    }
+
+    async fn deliver(&self, message: Message) -> Result<(), Farewell> {
+        let event = if message.is_binary() {
+            LinkEvent::Data(message.into_payload().into())
+        } else if let Some(text) = message.as_text() {
+            if self.kind == LinkKind::Plain {
+                let reason = "a plain link carries binary messages only".to_owned();
+                return Err(Farewell { code: 1003, reason });
+            }
+            LinkEvent::Text(text.to_owned())
+        } else {
+            LinkEvent::Alive
+        };
+        // Fails when the attachment has dropped the link; then `commands` ends as well.
+        let _ = self.events.send(event).await;
+        Ok(())
+    }
+
+    fn obey(&mut self, command: Option<LinkCommand>) -> Option<Farewell> {
+        match command {
+            Some(LinkCommand::Data(data)) => self.socket.push(Message::binary(data)),
+            Some(LinkCommand::Text(text)) => self.socket.push(Message::text(text)),
+            Some(LinkCommand::Close { code, reason }) => return Some(Farewell { code, reason }),
+            None => return Some(Farewell { code: 1001, reason: "the session is over".to_owned() }),
+        }
+        None
+    }
+}
