@@ -24,9 +24,13 @@ mod command;
 mod export;
 mod input;
 mod payload;
+mod rules;
 pub mod server;
+mod text;
 pub mod wire;
 
 pub use command::{Command, Extent, Failure, Reply};
 pub use export::{BlockSizes, Export, InvalidBlockSizes, Negotiated};
 pub use payload::Payload;
+pub use rules::BrokenRule;
+pub use text::InvalidString;

@@ -3,8 +3,12 @@
 //! [`Handshake`] begins with a new connection; when [`Handshake::finish`] gives a [`Transmission`], requests may be
 //! sent.
 
+mod coverage;
 mod error;
 mod handshake;
+mod info;
+mod pending;
+mod replies;
 mod transmission;
 
 pub use error::{HandshakeError, RequestError, TransmissionError};

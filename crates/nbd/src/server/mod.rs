@@ -4,7 +4,10 @@
 //! peer that needs no handshake: the kernel's NBD driver.
 
 mod error;
+mod haggling;
 mod handshake;
+mod options;
+mod reply;
 mod transmission;
 
 pub use error::{HandshakeError, TransmissionError};

@@ -8,18 +8,24 @@ use super::{
 };
 
 /// The two bytes at `at` of a header of known length, big-endian.
-fn u16_at<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
+pub(crate) fn u16_at<const N: usize>(bytes: &[u8; N], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
 /// The four bytes at `at` of a header of known length, big-endian.
-fn u32_at<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+pub(crate) fn u32_at<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
     u32::from(u16_at(bytes, at)) << 16 | u32::from(u16_at(bytes, at + 2))
 }
 
 /// The eight bytes at `at` of a header of known length, big-endian.
-fn u64_at<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
+pub(crate) fn u64_at<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
     u64::from(u32_at(bytes, at)) << 32 | u64::from(u32_at(bytes, at + 4))
+}
+
+/// A length field for `length` bytes that are to be sent. Whatever is sent is bounded far below
+/// 4 GiB before it gets here.
+pub(crate) fn wire_length(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
 }
 
 /// Writes `fields` one after the other into an array; their lengths must add up to `N`.

@@ -11,6 +11,7 @@ pub use flags::{
     ChunkFlags, ClientFlags, CommandFlags, ExtentFlags, HandshakeFlags, TransmissionFlags,
 };
 pub use header::{ChunkHeader, OptionHeader, OptionReplyHeader, RequestHeader, SimpleReplyHeader};
+pub(crate) use header::{u16_at, u32_at, u64_at, wire_length};
 
 /// `NBDMAGIC`, the first eight bytes of every server (proto.md, "Newstyle negotiation").
 pub const NBD_MAGIC: u64 = 0x4e42_444d_4147_4943;
