@@ -146,7 +146,15 @@ fn encode<T: Serialize>(message: &T) -> String {
 
 /// `text` for logs, terminals and environment variables.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    text.chars()
+        .map(|c| {
+            if c.is_control() {
+                char::REPLACEMENT_CHARACTER
+            } else {
+                c
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -155,8 +163,13 @@ mod tests {
 
     #[test]
     fn an_image_is_announced_with_name_size_and_modification_time() {
-        let text = r#"{"type":"image","name":"x.iso","size":9007199254740991,"modified":1700000000000}"#;
-        let image = ImageInfo { name: "x.iso".into(), size: (1 << 53) - 1, modified: Some(1_700_000_000_000) };
+        let text =
+            r#"{"type":"image","name":"x.iso","size":9007199254740991,"modified":1700000000000}"#;
+        let image = ImageInfo {
+            name: "x.iso".into(),
+            size: (1 << 53) - 1,
+            modified: Some(1_700_000_000_000),
+        };
         let message = PageMessage::parse(text).unwrap();
         assert_eq!(message, PageMessage::Image(image));
         assert_eq!(message.encode(), text);
@@ -164,33 +177,66 @@ mod tests {
 
     #[test]
     fn the_modification_time_may_be_null_or_missing() {
-        for text in [r#"{"type":"image","name":"","size":1,"modified":null}"#, r#"{"size":1,"name":"","type":"image"}"#] {
-            let image = ImageInfo { name: String::new(), size: 1, modified: None };
+        for text in [
+            r#"{"type":"image","name":"","size":1,"modified":null}"#,
+            r#"{"size":1,"name":"","type":"image"}"#,
+        ] {
+            let image = ImageInfo {
+                name: String::new(),
+                size: 1,
+                modified: None,
+            };
             assert_eq!(PageMessage::parse(text).unwrap(), PageMessage::Image(image));
         }
     }
 
     #[test]
     fn unknown_types_and_members_are_ignored() {
-        assert_eq!(PageMessage::parse(r#"{"type":"weather","of":{"a":[1]}}"#).unwrap(), PageMessage::Unknown);
-        assert_eq!(PageMessage::parse(r#"{"type":"bye","because":"done"}"#).unwrap(), PageMessage::Bye);
-        assert_eq!(ServerMessage::parse(r#"{"type":"beat","n":1}"#).unwrap(), ServerMessage::Beat);
+        assert_eq!(
+            PageMessage::parse(r#"{"type":"weather","of":{"a":[1]}}"#).unwrap(),
+            PageMessage::Unknown
+        );
+        assert_eq!(
+            PageMessage::parse(r#"{"type":"bye","because":"done"}"#).unwrap(),
+            PageMessage::Bye
+        );
+        assert_eq!(
+            ServerMessage::parse(r#"{"type":"beat","n":1}"#).unwrap(),
+            ServerMessage::Beat
+        );
     }
 
     #[test]
     fn what_is_not_a_message_is_refused() {
-        let long = format!(r#"{{"type":"image","name":"{}","size":1}}"#, "x".repeat(MAX_NAME_LENGTH + 1));
+        let long = format!(
+            r#"{{"type":"image","name":"{}","size":1}}"#,
+            "x".repeat(MAX_NAME_LENGTH + 1)
+        );
         let huge = " ".repeat(MAX_TEXT_LENGTH + 1);
         let negative = r#"{"type":"image","name":"x","size":-1}"#;
-        for text in ["", "{}", "[]", "3", "{\"type\":", r#"{"type":"image"}"#, negative, &long, &huge] {
+        for text in [
+            "",
+            "{}",
+            "[]",
+            "3",
+            "{\"type\":",
+            r#"{"type":"image"}"#,
+            negative,
+            &long,
+            &huge,
+        ] {
             assert!(PageMessage::parse(text).is_err(), "{text:.40}");
         }
     }
 
     #[test]
     fn control_characters_do_not_pass_in_names() {
-        let message = PageMessage::parse(r#"{"type":"image","name":"a\u0000b\u001b[31m\n","size":1}"#).unwrap();
-        let PageMessage::Image(image) = message else { panic!("{message:?}") };
+        let message =
+            PageMessage::parse(r#"{"type":"image","name":"a\u0000b\u001b[31m\n","size":1}"#)
+                .unwrap();
+        let PageMessage::Image(image) = message else {
+            panic!("{message:?}")
+        };
         assert_eq!(image.name, "a\u{fffd}b\u{fffd}[31m\u{fffd}");
     }
 
@@ -210,6 +256,9 @@ mod tests {
             text,
             r#"{"type":"state","phase":"held","configuration":"0","device":"/dev/nbd0","size":512,"read_only":true,"resumed":true,"seconds_left":299}"#
         );
-        assert_eq!(ServerMessage::parse(&text).unwrap(), ServerMessage::State(state));
+        assert_eq!(
+            ServerMessage::parse(&text).unwrap(),
+            ServerMessage::State(state)
+        );
     }
 }

@@ -21,5 +21,7 @@ mod volume;
 
 pub use control::{DevicePhase, DeviceState, ImageInfo};
 pub use reason::{EndReason, close};
-pub use session::{Closing, LinkId, LinkKind, Output, RequestId, Session, SessionConfig, SessionEvent};
+pub use session::{
+    Closing, LinkId, LinkKind, Output, RequestId, Session, SessionConfig, SessionEvent,
+};
 pub use volume::{Geometry, SECTOR, Volume};

@@ -63,7 +63,10 @@ impl EndReason {
 
     /// Whether the session did not end in order.
     pub fn is_failure(&self) -> bool {
-        matches!(self, Self::HoldExpired | Self::LinkLost(_) | Self::Refused(_) | Self::Failed(_))
+        matches!(
+            self,
+            Self::HoldExpired | Self::LinkLost(_) | Self::Refused(_) | Self::Failed(_)
+        )
     }
 
     /// The code with which the session's last link is closed; never 1000 for a failure.
@@ -104,22 +107,34 @@ pub(crate) struct Fault {
 impl Fault {
     /// The peer broke a rule.
     pub(crate) fn violation(rule: impl fmt::Display) -> Self {
-        Self { code: close::PROTOCOL_ERROR, reason: rule.to_string() }
+        Self {
+            code: close::PROTOCOL_ERROR,
+            reason: rule.to_string(),
+        }
     }
 
     /// The image cannot be attached.
     pub(crate) fn bad_image(cause: impl fmt::Display) -> Self {
-        Self { code: close::BAD_IMAGE, reason: cause.to_string() }
+        Self {
+            code: close::BAD_IMAGE,
+            reason: cause.to_string(),
+        }
     }
 
     /// The image is not the session's.
     pub(crate) fn other_image(difference: impl fmt::Display) -> Self {
-        Self { code: close::OTHER_IMAGE, reason: difference.to_string() }
+        Self {
+            code: close::OTHER_IMAGE,
+            reason: difference.to_string(),
+        }
     }
 
     /// The peer took too long.
     pub(crate) fn timeout(what: impl fmt::Display) -> Self {
-        Self { code: close::TIMEOUT, reason: what.to_string() }
+        Self {
+            code: close::TIMEOUT,
+            reason: what.to_string(),
+        }
     }
 
     /// How a session ends whose only link had this fault.

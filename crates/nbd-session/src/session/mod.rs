@@ -1,10 +1,456 @@
-//! One image, kept reachable.
-#![allow(unused_variables, missing_docs)]
+//! One image, kept reachable: what a session is, what happens to it, and when.
+
+mod assembly;
 mod config;
+mod identity;
+mod link;
+mod replay;
+mod requests;
+mod seen;
+mod serve;
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use bytes::Bytes;
+use nbd::wire::{CommandFlags, Errno};
+use nbd::{Command, Export, Reply};
+
 pub use config::{Closing, LinkId, LinkKind, Output, RequestId, SessionConfig, SessionEvent};
-/// One image.
+
+use crate::control::{DevicePhase, DeviceState, ImageInfo, PageMessage, ServerMessage};
+use crate::reason::{EndReason, Fault, close};
+use crate::volume::SECTOR;
+use identity::Identity;
+use link::Link;
+use replay::ReplayLog;
+use requests::Requests;
+use seen::Seen;
+
+/// The longest reason of a close frame, in bytes (RFC 6455, sections 5.5 and 5.5.1).
+const MAX_CLOSE_REASON: usize = 123;
+
+/// One image, from its first link until it ends. It outlives its links: while there is none, requests wait.
+///
+/// A request is answered exactly once, by [`Output::Complete`]. Requests before [`SessionEvent::Ready`] and after
+/// [`SessionEvent::Ended`] fail at once. How many requests are submitted at a time is the caller's to bound; the
+/// session keeps all of them, but sends no more than [`SessionConfig::max_in_flight`].
+///
+/// A peer that breaks a rule, is silent, or leaves a request unanswered for [`SessionConfig::timeout`], loses its
+/// link: [`Output::Close`] says so, and the session is held like after any other loss. A request that is late a
+/// second time fails with EIO instead, so that a peer that hangs cannot hang the machine for ever.
+///
+/// When a newer link takes over, or a link is lost, commands of the older one must not be carried out any more: the
+/// peer stops what an older link asked for before it opens a new one. Otherwise a delayed WRITE could undo a later.
 #[derive(Debug)]
-pub struct Session {}
+pub struct Session {
+    config: SessionConfig,
+    state: State,
+    /// Why it is to end soon: it is not held any more.
+    ending: Option<EndReason>,
+    identity: Option<Identity>,
+    link: Option<Link>,
+    newest: LinkId,
+    resumed: bool,
+    /// How many writing commands were sent.
+    writes: u64,
+    requests: Requests,
+    log: ReplayLog,
+    seen: Seen,
+    phase: DevicePhase,
+    device: Option<String>,
+    outputs: VecDeque<Output>,
+}
+
+/// Where a session is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The image is not known yet.
+    Opening,
+    /// A link serves it.
+    Served,
+    /// No link serves it; perhaps one is on its way to.
+    Held { until: Instant },
+    /// It is over.
+    Ended,
+}
+
 impl Session {
-    pub fn new(config: SessionConfig) -> Self { todo!() }
+    /// A session that waits for its first link.
+    pub fn new(mut config: SessionConfig) -> Self {
+        config.replay_limit = config.replay_limit.max(2 * u64::from(config.max_request));
+        Self {
+            state: State::Opening,
+            ending: None,
+            identity: None,
+            link: None,
+            newest: LinkId(0),
+            resumed: false,
+            writes: 0,
+            requests: Requests::default(),
+            log: ReplayLog::new(config.replay_limit),
+            seen: Seen::new(config.seed),
+            phase: DevicePhase::Attaching,
+            device: None,
+            outputs: VecDeque::new(),
+            config,
+        }
+    }
+
+    /// A new link exists. It supersedes the older one at once, and serves the session when its handshake is done and
+    /// its image is the session's.
+    pub fn open_link(&mut self, now: Instant, kind: LinkKind) -> LinkId {
+        self.newest = LinkId(self.newest.0 + 1);
+        let id = self.newest;
+        if let Some(older) = self.link.take() {
+            self.close(older.id, close::SUPERSEDED, "superseded by a newer link");
+            self.requests.requeue();
+        }
+        match self.state {
+            State::Ended => self.close(id, close::GOING_AWAY, "the session has ended"),
+            State::Served => {
+                let until = now + self.config.hold.max(self.config.timeout);
+                self.hold(until, "superseded by a newer link".into());
+            }
+            State::Opening | State::Held { .. } => {}
+        }
+        if self.state != State::Ended {
+            self.link = Some(Link::new(id, kind, &self.config, now));
+        }
+        id
+    }
+
+    /// NBD bytes arrived.
+    pub fn handle_data(&mut self, now: Instant, link: LinkId, data: Bytes) {
+        let Some(current) = self.current(link) else {
+            return;
+        };
+        current.hear(now);
+        if let Err(fault) = self.receive(data) {
+            self.fail_link(now, &fault);
+        }
+        self.pump(now);
+    }
+
+    /// A text message arrived.
+    pub fn handle_text(&mut self, now: Instant, link: LinkId, text: &str) {
+        let Some(current) = self.current(link) else {
+            return;
+        };
+        current.hear(now);
+        if let Err(fault) = self.receive_text(now, text) {
+            self.fail_link(now, &fault);
+        }
+    }
+
+    /// The peer showed in another way that it is alive: by a pong.
+    pub fn handle_alive(&mut self, now: Instant, link: LinkId) {
+        if let Some(current) = self.current(link) {
+            current.hear(now);
+        }
+    }
+
+    /// The link is gone. In order, it ends the session, if this link had ever served it.
+    pub fn handle_closed(&mut self, now: Instant, link: LinkId, closing: Closing) {
+        let Some(current) = self.current(link) else {
+            return;
+        };
+        let served = current.is_trusted();
+        match closing {
+            Closing::Clean if served || self.state == State::Opening => {
+                self.link = None;
+                let reason = self.ending.clone().unwrap_or(EndReason::Closed);
+                self.finish(reason);
+            }
+            Closing::Clean => self.lose_link(now, "closed before it served the image", None),
+            Closing::Lost(cause) => self.lose_link(now, &cause, None),
+        }
+    }
+
+    /// The device asks for something within the image. READ and WRITE are at most [`Self::max_request`] bytes.
+    pub fn submit(
+        &mut self,
+        now: Instant,
+        request: RequestId,
+        flags: CommandFlags,
+        command: Command,
+    ) {
+        match self.state {
+            State::Opening | State::Ended => self.complete(request, Err(Errno::EIO)),
+            State::Served | State::Held { .. } => {
+                self.requests.push(request, flags, command);
+                self.pump(now);
+            }
+        }
+    }
+
+    /// The device's place in its life, and its path: what the `state` message tells. It begins as
+    /// [`DevicePhase::Attaching`]; that it is held is known without being told.
+    pub fn set_device(&mut self, now: Instant, phase: DevicePhase, device: Option<String>) {
+        self.phase = phase;
+        self.device = device;
+        self.send_state(now);
+    }
+
+    /// The session is to end: the stop hook runs. Requests are served while the link lives; without it they fail at
+    /// once, and [`SessionEvent::Ended`] may come before [`Self::end`] is called.
+    pub fn drain(&mut self, _now: Instant, reason: EndReason) {
+        let reason = self.ending.get_or_insert(reason).clone();
+        if self.state != State::Served {
+            self.finish(reason);
+        }
+    }
+
+    /// Ends the session: what is unanswered fails, the peer is told, the link is closed.
+    pub fn end(&mut self, _now: Instant, reason: EndReason) {
+        self.finish(reason);
+    }
+
+    /// When [`Self::handle_timeout`] is to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let held = match self.state {
+            State::Held { until } => Some(until),
+            _ => None,
+        };
+        let link = self
+            .link
+            .as_ref()
+            .and_then(|link| link.next_timeout(&self.config));
+        held.into_iter().chain(link).min()
+    }
+
+    /// The time that [`Self::poll_timeout`] gave has come. Calling it at any other time is harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if matches!(self.state, State::Held { until } if until <= now) {
+            return self.finish(EndReason::HoldExpired);
+        }
+        if let Some(fault) = self
+            .link
+            .as_ref()
+            .and_then(|link| link.overdue(&self.config, now))
+        {
+            self.fail_link(now, &fault);
+        }
+        if let Some(fault) = self.expire(now) {
+            self.fail_link(now, &fault);
+        }
+        if self
+            .link
+            .as_mut()
+            .is_some_and(|link| link.take_beat(&self.config, now))
+        {
+            self.send_text(&ServerMessage::Beat);
+        }
+        self.pump(now);
+    }
+
+    /// What is to be done next; to be called until it gives `None`.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// The image, once the first handshake is done.
+    pub fn export(&self) -> Option<&Export> {
+        self.identity.as_ref().map(|identity| &identity.export)
+    }
+
+    /// The image as it was announced, once the first handshake is done; of a plain link, by the export's name.
+    pub fn image(&self) -> Option<&ImageInfo> {
+        self.identity.as_ref().map(|identity| &identity.info)
+    }
+
+    /// The longest READ or WRITE that may be submitted, in bytes: a multiple of the export's minimum block size.
+    pub fn max_request(&self) -> u32 {
+        self.identity
+            .as_ref()
+            .map_or(self.config.max_request, |identity| identity.max_request)
+    }
+
+    /// Whether the link that serves the image just now can be asked for BLOCK_STATUS.
+    pub fn has_block_status(&self) -> bool {
+        self.link.as_ref().is_some_and(Link::has_block_status)
+    }
+
+    /// Whether it is over.
+    pub fn is_ended(&self) -> bool {
+        self.state == State::Ended
+    }
+
+    /// The link, unless it is an older one that is forgotten.
+    fn current(&mut self, id: LinkId) -> Option<&mut Link> {
+        self.link.as_mut().filter(|link| link.id == id)
+    }
+
+    fn receive_text(&mut self, now: Instant, text: &str) -> Result<(), Fault> {
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        if link.kind == LinkKind::Plain {
+            return Err(Fault::violation("a text message on a plain link"));
+        }
+        match PageMessage::parse(text).map_err(Fault::violation)? {
+            PageMessage::Image(_) if link.image.is_some() => {
+                Err(Fault::violation("a second `image` message"))
+            }
+            PageMessage::Image(image) => {
+                if let Some(identity) = &self.identity {
+                    identity.check_announced(&image, LinkKind::V1, self.writes > 0)?;
+                }
+                link.image = Some(image);
+                self.send_state(now);
+                Ok(())
+            }
+            PageMessage::Bye => {
+                self.say_farewell(now);
+                Ok(())
+            }
+            PageMessage::Unknown => Ok(()),
+        }
+    }
+
+    /// The peer said `bye`.
+    fn say_farewell(&mut self, now: Instant) {
+        match self.state {
+            State::Opening => self.finish(EndReason::Bye),
+            State::Held { .. } => {
+                self.lose_link(now, "`bye` before it served the image", Some(close::NORMAL));
+            }
+            State::Served if self.ending.is_none() => {
+                self.ending = Some(EndReason::Bye);
+                self.outputs
+                    .push_back(Output::Event(SessionEvent::Ending(EndReason::Bye)));
+            }
+            State::Served | State::Ended => {}
+        }
+    }
+
+    /// Closes the link because of what its peer did.
+    fn fail_link(&mut self, now: Instant, fault: &Fault) {
+        if self.state == State::Opening {
+            if let Some(link) = self.link.take() {
+                self.close(link.id, fault.code, &fault.reason);
+            }
+            return self.finish(fault.end_reason());
+        }
+        self.lose_link(now, &fault.reason, Some(fault.code));
+    }
+
+    /// Goes on without the link, which is closed with `code` unless it is gone already.
+    fn lose_link(&mut self, now: Instant, cause: &str, code: Option<u16>) {
+        let Some(link) = self.link.take() else { return };
+        if let Some(code) = code {
+            self.close(link.id, code, cause);
+        }
+        self.requests.requeue();
+        match (self.state, self.ending.clone()) {
+            (State::Ended, _) => {}
+            (_, Some(reason)) => self.finish(reason),
+            (State::Opening, _) => self.finish(EndReason::LinkLost(cause.into())),
+            _ if self.config.hold.is_zero() => self.finish(EndReason::LinkLost(cause.into())),
+            (State::Served, _) => self.hold(now + self.config.hold, cause.into()),
+            (State::Held { .. }, _) => {}
+        }
+    }
+
+    fn hold(&mut self, until: Instant, reason: String) {
+        self.state = State::Held { until };
+        self.outputs
+            .push_back(Output::Event(SessionEvent::Held { until, reason }));
+    }
+
+    /// The link has shown that it serves the session's image.
+    fn resume(&mut self, now: Instant) {
+        self.state = State::Served;
+        self.resumed = true;
+        self.outputs.push_back(Output::Event(SessionEvent::Resumed));
+        self.send_state(now);
+    }
+
+    /// Ends: answers what is unanswered, says goodbye.
+    fn finish(&mut self, reason: EndReason) {
+        if self.state == State::Ended {
+            return;
+        }
+        self.state = State::Ended;
+        self.log.clear();
+        for request in self.requests.take_all() {
+            self.outputs.push_back(Output::Complete {
+                request: request.id,
+                result: Err(Errno::EIO),
+            });
+        }
+        self.send_text(&ServerMessage::End {
+            reason: reason.word().into(),
+            message: reason.to_string(),
+        });
+        if let Some(mut link) = self.link.take() {
+            let goodbye = if link.is_trusted() {
+                link.disconnect()
+            } else {
+                Vec::new()
+            };
+            self.send_bytes(link.id, goodbye);
+            self.close(link.id, reason.close_code(), &reason.to_string());
+        }
+        self.outputs
+            .push_back(Output::Event(SessionEvent::Ended(reason)));
+    }
+
+    fn complete(&mut self, request: RequestId, result: Result<Reply, Errno>) {
+        self.outputs.push_back(Output::Complete { request, result });
+    }
+
+    fn send_bytes(&mut self, link: LinkId, parts: Vec<Bytes>) {
+        self.outputs
+            .extend(parts.into_iter().map(|data| Output::Send { link, data }));
+    }
+
+    /// Sends a text message, if the link carries them.
+    fn send_text(&mut self, message: &ServerMessage) {
+        if let Some(link) = self.link.as_ref().filter(|link| link.kind == LinkKind::V1) {
+            self.outputs.push_back(Output::SendText {
+                link: link.id,
+                text: message.encode(),
+            });
+        }
+    }
+
+    /// Tells the peer what has become of its image, once it has said which it is.
+    fn send_state(&mut self, now: Instant) {
+        if self.link.as_ref().is_none_or(|link| link.image.is_none()) {
+            return;
+        }
+        let seconds_left = match self.state {
+            State::Held { until } => Some(until.saturating_duration_since(now).as_secs()),
+            _ => None,
+        };
+        self.send_text(&ServerMessage::State(DeviceState {
+            phase: if seconds_left.is_some() {
+                DevicePhase::Held
+            } else {
+                self.phase
+            },
+            configuration: self.config.configuration.clone(),
+            device: self.device.clone(),
+            size: self
+                .export()
+                .map_or(0, |export| export.size.next_multiple_of(SECTOR)),
+            read_only: self.export().is_none_or(Export::is_read_only),
+            resumed: self.resumed,
+            seconds_left,
+        }));
+    }
+
+    fn close(&mut self, link: LinkId, code: u16, reason: &str) {
+        let fits = |end: &usize| reason.is_char_boundary(*end);
+        let end = (0..=reason.len().min(MAX_CLOSE_REASON))
+            .rev()
+            .find(fits)
+            .unwrap_or(0);
+        self.outputs.push_back(Output::Close {
+            link,
+            code,
+            reason: reason[..end].into(),
+        });
+    }
 }

@@ -48,7 +48,11 @@ impl Geometry {
             read_only,
             name,
             description: export.description.clone(),
-            minimum_block: if read_only { 1 } else { export.effective_block_sizes().minimum },
+            minimum_block: if read_only {
+                1
+            } else {
+                export.effective_block_sizes().minimum
+            },
             can_flush: !read_only && has(TransmissionFlags::SEND_FLUSH),
             can_fua: !read_only && has(TransmissionFlags::SEND_FUA),
             can_trim: !read_only && has(TransmissionFlags::SEND_TRIM),

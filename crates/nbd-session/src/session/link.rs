@@ -1,0 +1,426 @@
+//! One link: how far it is, what is on its way on it, and when the peer must have spoken.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::time::Instant;
+
+use bytes::Bytes;
+use nbd::client::{Handshake, HandshakeOptions, ReplyEvent, Transmission};
+use nbd::wire::CommandFlags;
+use nbd::{Command, Export, Extent, Failure, Reply};
+
+use super::assembly::Assembly;
+use super::config::{LinkId, LinkKind, SessionConfig};
+use super::replay::Watermark;
+use super::requests::is_small_read;
+use super::seen::Block;
+use crate::control::ImageInfo;
+use crate::reason::Fault;
+
+/// What a small reply takes besides its header, in bytes: the most that is expected for a BLOCK_STATUS.
+const EXTENTS: u64 = 4096;
+/// A simple reply's header, in bytes.
+const SIMPLE_HEADER: u64 = 16;
+/// The headers of a structured reply to a READ in one chunk, in bytes: of the chunk, and the data's offset.
+const CHUNK_HEADERS: u64 = 20 + 8;
+/// A request's header, in bytes.
+const REQUEST_HEADER: u64 = 28;
+/// Requests that were given up on this link; with this many it answers too little to be kept.
+const MAX_ABANDONED: usize = 16;
+
+/// Headers of a request and of its reply never take more than this, in bytes.
+pub(super) const HEADROOM: u64 = REQUEST_HEADER + CHUNK_HEADERS;
+
+/// Why something was asked.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// To see whether the image is the session's.
+    Compare(Block),
+    /// To do an answered write again: its number in the log.
+    Replay(u64),
+    /// To see the first or last block of the image, for later links.
+    Edge(Range<u64>),
+    /// To make room in the log.
+    Flush(Moment),
+    /// The device asked: the request's number.
+    Request(u64, Moment),
+    /// Given up: the answer means nothing any more.
+    Abandoned,
+}
+
+/// What had been written when a request was sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    /// How many writing commands were sent.
+    pub(super) sent: u64,
+    /// Which of them were answered.
+    pub(super) answered: Watermark,
+}
+
+/// How far a link is.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// The NBD handshake.
+    Handshake(Box<Handshake>),
+    /// The image is compared with the session's.
+    Comparing,
+    /// Answered writes are done again.
+    Replaying,
+    /// The device is served.
+    Serving,
+}
+
+/// One link.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) id: LinkId,
+    pub(super) kind: LinkKind,
+    pub(super) stage: Stage,
+    /// What the peer announced in its `image` message.
+    pub(super) image: Option<ImageInfo>,
+    /// What is to be asked before the device is served.
+    pub(super) agenda: VecDeque<Job>,
+    transmission: Option<Transmission>,
+    flights: HashMap<u64, Flight>,
+    /// When each flight must have landed, in this order.
+    deadlines: VecDeque<(Instant, u64)>,
+    /// READs to which the message that is being read brought bytes.
+    touched: Vec<u64>,
+    cookie: u64,
+    in_flight: u64,
+    abandoned: usize,
+    opened: Instant,
+    heard: Instant,
+    beaten: Instant,
+}
+
+/// One request on its way.
+#[derive(Debug)]
+struct Flight {
+    job: Job,
+    cost: u64,
+    assembly: Option<Assembly>,
+    extents: Option<Vec<Extent>>,
+}
+
+/// A flight has landed.
+#[derive(Debug)]
+pub(super) struct Landing {
+    pub(super) job: Job,
+    pub(super) result: Result<Reply, Failure>,
+}
+
+impl Link {
+    /// A new link: the peer speaks first.
+    pub(super) fn new(id: LinkId, kind: LinkKind, config: &SessionConfig, now: Instant) -> Self {
+        let handshake = HandshakeOptions {
+            export: config.export.clone(),
+            structured_replies: true,
+            base_allocation: true,
+        };
+        Self {
+            id,
+            kind,
+            stage: Stage::Handshake(Box::new(Handshake::new(handshake))),
+            image: None,
+            agenda: VecDeque::new(),
+            transmission: None,
+            flights: HashMap::new(),
+            deadlines: VecDeque::new(),
+            touched: Vec::new(),
+            cookie: 0,
+            in_flight: 0,
+            abandoned: 0,
+            opened: now,
+            heard: now,
+            beaten: now,
+        }
+    }
+
+    /// Whether this link has shown that it serves the session's image.
+    pub(super) fn is_trusted(&self) -> bool {
+        matches!(self.stage, Stage::Replaying | Stage::Serving)
+    }
+
+    /// Whether the device's requests may be sent.
+    pub(super) fn is_serving(&self) -> bool {
+        matches!(self.stage, Stage::Serving)
+    }
+
+    /// Whether BLOCK_STATUS may be asked.
+    pub(super) fn has_block_status(&self) -> bool {
+        self.transmission
+            .as_ref()
+            .is_some_and(|transmission| transmission.negotiated().base_allocation)
+    }
+
+    /// The peer gave a sign of life.
+    pub(super) fn hear(&mut self, now: Instant) {
+        self.heard = now;
+    }
+
+    /// Takes bytes of the handshake. Gives what is to be sent, whatever comes of it, and the export when it is done.
+    pub(super) fn shake_hands(
+        &mut self,
+        data: Bytes,
+    ) -> (Vec<Bytes>, Result<Option<Export>, Fault>) {
+        let Stage::Handshake(handshake) = &mut self.stage else {
+            return (Vec::new(), Ok(None));
+        };
+        let taken = handshake.handle_input(data).map_err(Fault::violation);
+        let output = std::iter::from_fn(|| handshake.poll_output()).collect();
+        let finished = taken.is_ok().then(|| handshake.finish()).flatten();
+        let export = finished.map(|(export, transmission)| {
+            self.transmission = Some(transmission);
+            export
+        });
+        (output, taken.map(|()| export))
+    }
+
+    /// Takes bytes of the transmission, to be followed by [`Self::poll_landing`] and [`Self::settle`].
+    pub(super) fn receive(&mut self, data: Bytes) {
+        if let Some(transmission) = &mut self.transmission {
+            transmission.handle_input(data);
+        }
+    }
+
+    /// The next request that was answered completely.
+    pub(super) fn poll_landing(&mut self) -> Result<Option<Landing>, Fault> {
+        while let Some(transmission) = &mut self.transmission {
+            let Some(event) = transmission.poll_reply().map_err(Fault::violation)? else {
+                break;
+            };
+            if let Some(landing) = self.apply(event) {
+                return Ok(Some(landing));
+            }
+        }
+        Ok(None)
+    }
+
+    fn apply(&mut self, event: ReplyEvent) -> Option<Landing> {
+        match event {
+            ReplyEvent::Data {
+                cookie,
+                offset,
+                data,
+            } => {
+                self.assembly_of(cookie)?.push(offset, data);
+                if self.touched.last() != Some(&cookie) {
+                    self.touched.push(cookie);
+                }
+                None
+            }
+            ReplyEvent::Hole {
+                cookie,
+                offset,
+                length,
+            } => {
+                self.assembly_of(cookie)?.push_zeroes(offset, length);
+                None
+            }
+            ReplyEvent::BlockStatus { cookie, extents } => {
+                self.flights.get_mut(&cookie)?.extents = Some(extents);
+                None
+            }
+            ReplyEvent::Done { cookie, result } => self.land(cookie, result),
+        }
+    }
+
+    /// A message of `length` bytes has been read to its end.
+    pub(super) fn settle(&mut self, length: usize) {
+        for cookie in std::mem::take(&mut self.touched) {
+            if let Some(assembly) = self.assembly_of(cookie) {
+                assembly.settle(length);
+            }
+        }
+    }
+
+    /// Whether `command` fits into what may be on its way. Long requests leave a part to small reads.
+    pub(super) fn fits(&self, command: &Command, config: &SessionConfig) -> bool {
+        let reserved = if is_small_read(command) {
+            0
+        } else {
+            config.max_in_flight / 8
+        };
+        self.in_flight == 0
+            || self.in_flight + self.cost(command) + reserved <= config.max_in_flight
+    }
+
+    /// Sends a request; gives its bytes, or the job back where the peer cannot be asked that.
+    pub(super) fn send(
+        &mut self,
+        job: Job,
+        flags: CommandFlags,
+        command: &Command,
+        deadline: Instant,
+    ) -> Result<Vec<Bytes>, Job> {
+        let Some(transmission) = &mut self.transmission else {
+            return Err(job);
+        };
+        let mut out = Vec::new();
+        if transmission
+            .request(self.cookie, flags, command, &mut out)
+            .is_err()
+        {
+            return Err(job);
+        }
+        let cost = self.cost(command);
+        let assembly = match command {
+            Command::Read { offset, length } => Some(Assembly::new(*offset, *length)),
+            _ => None,
+        };
+        self.flights.insert(
+            self.cookie,
+            Flight {
+                job,
+                cost,
+                assembly,
+                extents: None,
+            },
+        );
+        self.deadlines.push_back((deadline, self.cookie));
+        self.in_flight += cost;
+        self.cookie += 1;
+        Ok(out)
+    }
+
+    /// Whether nothing is on its way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.flights.is_empty()
+    }
+
+    /// The jobs on their way, in no order.
+    pub(super) fn jobs(&self) -> impl ExactSizeIterator<Item = &Job> {
+        self.flights.values().map(|flight| &flight.job)
+    }
+
+    /// The flights that should have landed by `now`.
+    pub(super) fn take_overdue(&mut self, now: Instant) -> Vec<u64> {
+        let due = self
+            .deadlines
+            .iter()
+            .take_while(|(deadline, _)| *deadline <= now)
+            .count();
+        self.deadlines
+            .drain(..due)
+            .map(|(_, cookie)| cookie)
+            .filter(|cookie| self.flights.contains_key(cookie))
+            .collect()
+    }
+
+    /// What the flight `cookie` is for.
+    pub(super) fn job(&self, cookie: u64) -> Option<&Job> {
+        self.flights.get(&cookie).map(|flight| &flight.job)
+    }
+
+    /// Waits for the flight `cookie` no more. Gives whether the link still answers enough to be kept.
+    pub(super) fn abandon(&mut self, cookie: u64) -> bool {
+        if let Some(flight) = self.flights.get_mut(&cookie) {
+            self.in_flight -= flight.cost;
+            *flight = Flight {
+                job: Job::Abandoned,
+                cost: 0,
+                assembly: None,
+                extents: None,
+            };
+            self.abandoned += 1;
+        }
+        self.abandoned < MAX_ABANDONED
+    }
+
+    /// Ends NBD in order; gives the bytes to send.
+    pub(super) fn disconnect(&mut self) -> Vec<Bytes> {
+        let mut out = Vec::new();
+        if let Some(transmission) = &mut self.transmission {
+            transmission.disconnect(&mut out);
+        }
+        out
+    }
+
+    /// When [`Self::overdue`] or [`Self::take_overdue`] will have something to say, or a beat is due.
+    pub(super) fn next_timeout(&self, config: &SessionConfig) -> Option<Instant> {
+        let handshake =
+            matches!(self.stage, Stage::Handshake(_)).then(|| self.opened + config.timeout);
+        let flight = self.deadlines.front().map(|(deadline, _)| *deadline);
+        let v1 = self.kind == LinkKind::V1;
+        let silence = v1.then(|| self.heard + config.silence);
+        let beat = v1.then(|| self.beaten + config.beat);
+        [handshake, flight, silence, beat]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Whether a beat is due at `now`; the next is due one interval later.
+    pub(super) fn take_beat(&mut self, config: &SessionConfig, now: Instant) -> bool {
+        let due = self.kind == LinkKind::V1 && self.beaten + config.beat <= now;
+        if due {
+            self.beaten = now;
+        }
+        due
+    }
+
+    /// What the peer, rather than a single request, is late with.
+    pub(super) fn overdue(&self, config: &SessionConfig, now: Instant) -> Option<Fault> {
+        if self.kind == LinkKind::V1 && self.heard + config.silence <= now {
+            return Some(Fault::timeout(format_args!(
+                "silent for {} s",
+                config.silence.as_secs()
+            )));
+        }
+        if matches!(self.stage, Stage::Handshake(_)) && self.opened + config.timeout <= now {
+            return Some(Fault::timeout(format_args!(
+                "no NBD handshake within {} s",
+                config.timeout.as_secs()
+            )));
+        }
+        None
+    }
+
+    fn land(&mut self, cookie: u64, result: Result<(), Failure>) -> Option<Landing> {
+        let flight = self.flights.remove(&cookie)?;
+        self.in_flight -= flight.cost;
+        while self
+            .deadlines
+            .front()
+            .is_some_and(|(_, first)| !self.flights.contains_key(first))
+        {
+            self.deadlines.pop_front();
+        }
+        let result = result.map(|()| match (flight.assembly, flight.extents) {
+            (Some(assembly), _) => Reply::Data(assembly.finish()),
+            (None, Some(extents)) => Reply::BlockStatus(extents),
+            (None, None) => Reply::Done,
+        });
+        if matches!(flight.job, Job::Abandoned) {
+            self.abandoned -= 1;
+        }
+        Some(Landing {
+            job: flight.job,
+            result,
+        })
+    }
+
+    /// What asking `command` puts on its way, in both directions, in bytes.
+    fn cost(&self, command: &Command) -> u64 {
+        let structured = self
+            .transmission
+            .as_ref()
+            .is_some_and(|t| t.negotiated().structured_replies);
+        let header = if structured {
+            CHUNK_HEADERS
+        } else {
+            SIMPLE_HEADER
+        };
+        match command {
+            Command::Read { length, .. } => header + u64::from(*length),
+            Command::Write { data, .. } => header + REQUEST_HEADER + data.len() as u64,
+            Command::BlockStatus { .. } => header + EXTENTS,
+            _ => header,
+        }
+    }
+
+    fn assembly_of(&mut self, cookie: u64) -> Option<&mut Assembly> {
+        self.flights.get_mut(&cookie)?.assembly.as_mut()
+    }
+}
