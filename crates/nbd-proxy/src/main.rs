@@ -1,1 +1,95 @@
-fn main() {}
+//! `nbd-proxy`: gives a machine a disk whose image is served by a browser tab.
+
+#![cfg_attr(not(feature = "serve"), expect(dead_code, reason = "what the web server alone uses of the shared parts"))]
+
+mod attachment;
+mod check;
+mod claim;
+mod cli;
+mod config;
+#[cfg(feature = "serve")]
+mod control;
+mod device;
+#[cfg(feature = "serve")]
+mod eject;
+mod hook;
+mod link;
+mod paths;
+mod report;
+#[cfg(feature = "serve")]
+mod serve;
+#[cfg(feature = "serve")]
+mod share;
+#[cfg(feature = "serve")]
+mod signals;
+#[cfg(feature = "serve")]
+mod status;
+mod stdio;
+#[cfg(feature = "serve")]
+mod units;
+
+use std::{future::Future, io::Write, path::Path, process::ExitCode};
+
+use cli::Action;
+use config::{Config, Strictness};
+use tokio::runtime::{Builder, Runtime};
+
+fn main() -> ExitCode {
+    let action = match cli::parse(std::env::args_os()) {
+        Ok(action) => action,
+        Err(error) => return usage(&error),
+    };
+    match run(action) {
+        Ok(code) => code,
+        Err(error) => {
+            report::error(format_args!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints help or the version on standard output, and anything else as one line on standard error.
+fn usage(error: &clap::Error) -> ExitCode {
+    if error.exit_code() == 0 {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    report::error(cli::one_line(error));
+    ExitCode::from(2)
+}
+
+fn run(action: Action) -> anyhow::Result<ExitCode> {
+    match action {
+        Action::Stdio { config, configuration } => {
+            report::enable_syslog();
+            // One thread suffices for one link and one device, and leaves a BMC's few cores alone.
+            finish(Builder::new_current_thread(), stdio::run(config, configuration))
+        }
+        Action::Metadata { config } => print_metadata(config.as_deref()),
+        Action::Check(args) => finish(Builder::new_current_thread(), check::run(args)),
+        #[cfg(feature = "serve")]
+        Action::Serve(args) => finish(Builder::new_multi_thread(), serve::run(args)),
+        #[cfg(feature = "serve")]
+        Action::Share(args) => finish(Builder::new_current_thread(), share::run(args)),
+        #[cfg(feature = "serve")]
+        Action::Status(args) => finish(Builder::new_current_thread(), status::run(args)),
+        #[cfg(feature = "serve")]
+        Action::Eject(args) => finish(Builder::new_current_thread(), eject::run(args)),
+    }
+}
+
+/// Runs a part of the program to its end, and then waits for nothing that still runs beside it: a thread may be
+/// stuck in a read of standard input or in a system call on a device.
+fn finish(mut builder: Builder, part: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    let runtime: Runtime = builder.enable_all().build()?;
+    let result = runtime.block_on(part);
+    runtime.shutdown_background();
+    result
+}
+
+fn print_metadata(config: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let (config, warnings) = Config::load(&paths::config_file(config), Strictness::Lenient)?;
+    warnings.iter().for_each(report::warning);
+    writeln!(std::io::stdout(), "{}", config.metadata())?;
+    Ok(ExitCode::SUCCESS)
+}

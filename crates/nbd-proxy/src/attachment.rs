@@ -1,0 +1,281 @@
+//! One session from its first link to its end: handshake, attach, start hook, serve, stop hook, detach.
+//!
+//! [`Attachment`] is a handle; the session lives in a task of its own (`worker`), which selects one event after the
+//! other and applies it. Whatever may take long (attaching, hooks, looking for users, detaching) runs beside it as a
+//! job, since it may wait for the very requests that the task answers.
+
+mod board;
+mod lifecycle;
+mod steps;
+mod worker;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant, SystemTime},
+};
+
+use nbd_session::{EndReason, ImageInfo};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+};
+
+use crate::{
+    claim::Claim,
+    config::{Config, Configuration, Media},
+    device::{AttachMode, DeviceSpec},
+    hook::Hook,
+    link::Link,
+};
+
+/// How long an eject by force may take before it is answered.
+const FORCED_EJECT: Duration = Duration::from_secs(5);
+
+/// How much is asked of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// The longest request, in bytes.
+    pub(crate) max_request: u32,
+    /// Replies outstanding at once with their headers, in bytes.
+    pub(crate) max_in_flight: u64,
+}
+
+impl Limits {
+    /// What `bmcweb` can take: it closes the session above a message of 128 KiB and 16 bytes, and above 524,352 bytes
+    /// queued toward us, less what it may move under a write that is pending.
+    pub(crate) const STDIO: Self = Self { max_request: 128 << 10, max_in_flight: 384 << 10 };
+    /// Big requests, since a browser's reads cost about the same whatever their size.
+    #[cfg(feature = "serve")]
+    pub(crate) const SERVE: Self = Self { max_request: 4 << 20, max_in_flight: 32 << 20 };
+}
+
+/// What a session needs to know of its configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// Name of the configuration.
+    pub(crate) name: String,
+    /// What the machine gets.
+    pub(crate) device: DeviceSpec,
+    /// How a kernel device is attached.
+    pub(crate) attach: AttachMode,
+    /// The state hook.
+    pub(crate) hook: Hook,
+    /// What the hook is told that the device is.
+    pub(crate) media: Media,
+    /// How long one request may stay unanswered on a live link.
+    pub(crate) timeout: Duration,
+    /// How long the session is kept without a link.
+    pub(crate) hold: Duration,
+    /// How much is asked of a link.
+    pub(crate) limits: Limits,
+    /// How long a device may take to detach, or to finish attaching, once the session is over.
+    pub(crate) patience: Duration,
+    /// R.
+    pub(crate) runtime_dir: PathBuf,
+}
+
+impl Settings {
+    /// For the stdin/stdout form: no hold, and a swift end.
+    pub(crate) fn for_stdio(config: &Config, configuration: &Configuration, runtime_dir: PathBuf) -> Self {
+        let asked = Self::with_limits(config, configuration, runtime_dir, Limits::STDIO);
+        Self {
+            hold: Duration::ZERO,
+            limits: Limits {
+                max_request: asked.limits.max_request.min(Limits::STDIO.max_request),
+                max_in_flight: asked.limits.max_in_flight.min(Limits::STDIO.max_in_flight),
+            },
+            patience: Duration::from_millis(300),
+            ..asked
+        }
+    }
+
+    /// For `serve`.
+    #[cfg(feature = "serve")]
+    pub(crate) fn for_serve(config: &Config, configuration: &Configuration, runtime_dir: PathBuf) -> Self {
+        Self::with_limits(config, configuration, runtime_dir, Limits::SERVE)
+    }
+
+    fn with_limits(config: &Config, configuration: &Configuration, runtime_dir: PathBuf, limits: Limits) -> Self {
+        Self {
+            name: configuration.name.clone(),
+            device: configuration.device.clone(),
+            attach: configuration.attach,
+            hook: Hook::of(configuration),
+            media: configuration.media,
+            timeout: config.timeout,
+            hold: configuration.hold,
+            limits: Limits {
+                max_request: configuration.max_request.unwrap_or(limits.max_request),
+                max_in_flight: configuration.max_in_flight.unwrap_or(limits.max_in_flight),
+            },
+            patience: FORCED_EJECT,
+            runtime_dir,
+        }
+    }
+}
+
+/// Where a session is in its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// From the first link until the start hook has ended well.
+    Attaching,
+    /// The machine has its device.
+    Attached,
+    /// The same without a link.
+    Held {
+        /// When it ends unless somebody comes.
+        until: Instant,
+    },
+    /// It is ending: stop hook, detach, and the last close of whoever still has the device open.
+    Draining,
+    /// Nothing is left of it.
+    Ended,
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// As it should, with a sentence why.
+    InOrder(String),
+    /// As it should not, with a sentence why.
+    Failed(String),
+}
+
+/// A snapshot of a session, for people and programs that look on.
+#[derive(Debug, Clone)]
+pub(crate) struct Status {
+    /// Where it is in its life.
+    pub(crate) phase: Phase,
+    /// Set once the device is detached, be it that somebody still has it open.
+    pub(crate) outcome: Option<Outcome>,
+    /// Who keeps a detached device from being free.
+    pub(crate) draining_for: Vec<String>,
+    /// The image, once the handshake is done.
+    pub(crate) image: Option<ImageInfo>,
+    /// The device's path, once there is one.
+    pub(crate) device: Option<String>,
+    /// The device's length in bytes; 0 until known.
+    pub(crate) size: u64,
+    /// Whether the machine can only read.
+    pub(crate) read_only: bool,
+    /// Who serves the image.
+    pub(crate) user: String,
+    /// From where.
+    pub(crate) from: String,
+    /// Since when there is a session.
+    pub(crate) since: SystemTime,
+    /// Bytes that the machine has read.
+    pub(crate) bytes_read: u64,
+    /// Requests of the machine that were answered.
+    pub(crate) requests: u64,
+}
+
+/// What came of an eject.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ejected {
+    /// The device is gone.
+    Free,
+    /// The device is being given up, but not free yet.
+    Draining {
+        /// What it waits for.
+        users: Vec<String>,
+    },
+}
+
+/// Why an eject was refused; nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum EjectError {
+    /// Somebody uses the device.
+    #[error("the device is in use: {}", .0.join(", "))]
+    InUse(Vec<String>),
+    /// The device would not go.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A session, for those who look after it. Clones are the same session; when the last one is dropped, it ends.
+#[derive(Debug, Clone)]
+pub(crate) struct Attachment {
+    orders: mpsc::UnboundedSender<Order>,
+    status: watch::Receiver<Status>,
+}
+
+/// What a session is told.
+#[derive(Debug)]
+enum Order {
+    Link(Link),
+    End(EndReason),
+    Eject { force: bool, answer: oneshot::Sender<Result<Ejected, EjectError>> },
+}
+
+impl Attachment {
+    /// Begins a session, which waits for its first link. `session` is its ID: 32 hexadecimal digits. Must be called
+    /// within the runtime.
+    pub(crate) fn start(settings: Settings, claim: Claim, session: String) -> Self {
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let (publisher, status) = watch::channel(Status {
+            phase: Phase::Attaching,
+            outcome: None,
+            draining_for: Vec::new(),
+            image: None,
+            device: None,
+            size: 0,
+            read_only: true,
+            user: String::new(),
+            from: String::new(),
+            since: SystemTime::now(),
+            bytes_read: 0,
+            requests: 0,
+        });
+        tokio::spawn(worker::Worker::new(settings, claim, session, inbox, publisher).run());
+        Self { orders, status }
+    }
+
+    /// Gives it a new link, which supersedes the one that it may have.
+    pub(crate) fn link(&self, link: Link) {
+        // A session that is over drops the link, which closes it.
+        let _ = self.orders.send(Order::Link(link));
+    }
+
+    /// Ends it in order, whoever uses the device. Later reasons than the first change nothing.
+    pub(crate) fn end(&self, reason: EndReason) {
+        let _ = self.orders.send(Order::End(reason));
+    }
+
+    /// Ends it as somebody here wishes: unless forced, not while the device is in use beyond what the start hook set
+    /// up. Forced, this returns within 5 s.
+    #[cfg(feature = "serve")]
+    pub(crate) async fn eject(&self, force: bool) -> Result<Ejected, EjectError> {
+        let (answer, answered) = oneshot::channel();
+        if self.orders.send(Order::Eject { force, answer }).is_err() {
+            return Ok(Ejected::Free);
+        }
+        let limit = if force { FORCED_EJECT } else { Duration::MAX };
+        match tokio::time::timeout(limit, answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Ok(Ejected::Free),
+            Err(_) => Ok(Ejected::Draining { users: vec!["the state hook has not finished".into()] }),
+        }
+    }
+
+    /// Its state, now and from now on.
+    pub(crate) fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// Waits until the device is detached; somebody may still have it open.
+    pub(crate) async fn detached(&self) -> Outcome {
+        self.wait_for(|status| status.outcome.is_some()).await
+    }
+
+    /// Waits until nothing is left of it.
+    #[cfg(feature = "serve")]
+    pub(crate) async fn ended(&self) -> Outcome {
+        self.wait_for(|status| status.phase == Phase::Ended).await
+    }
+
+    async fn wait_for(&self, condition: impl FnMut(&Status) -> bool) -> Outcome {
+        let mut status = self.status.clone();
+        let found = status.wait_for(condition).await.ok().and_then(|status| status.outcome.clone());
+        found.unwrap_or_else(|| Outcome::Failed("the session's task ended early; this is a bug of nbd-proxy".into()))
+    }
+}

@@ -1,0 +1,266 @@
+//! The session's task: selects one event, applies it.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    time::Instant,
+};
+
+use nbd::{Command, Reply, wire::Errno};
+use nbd_session::{Closing, EndReason, LinkId, Output, RequestId, Session, SessionConfig, SessionEvent, Volume};
+use tokio::{
+    sync::{mpsc, watch},
+    task::{JoinError, JoinSet},
+    time::sleep_until,
+};
+
+use super::{Order, Settings, Status, board::Board, lifecycle::Lifecycle, steps::Finished};
+use crate::{
+    claim::Claim,
+    device::{DeviceEvent, DeviceRequest, REQUEST_QUEUE, ReplySlot},
+    link::{self, Link, LinkCommand, LinkEvent},
+    report,
+};
+
+/// How many events of one kind are applied before the others get a turn.
+const BATCH: usize = 64;
+
+/// Owns the volume, its links, and the requests that wait for it.
+pub(super) struct Worker {
+    pub(super) settings: Settings,
+    pub(super) claim: Claim,
+    /// The session's ID.
+    pub(super) session: String,
+    pub(super) volume: Volume,
+    pub(super) board: Board,
+    pub(super) life: Lifecycle,
+    pub(super) jobs: JoinSet<Finished>,
+    /// For devices: where their requests and events go.
+    pub(super) to_requests: mpsc::Sender<DeviceRequest>,
+    pub(super) to_device_events: mpsc::UnboundedSender<DeviceEvent>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    requests: mpsc::Receiver<DeviceRequest>,
+    device_events: mpsc::UnboundedReceiver<DeviceEvent>,
+    /// The newest link's events; those of older ones mean nothing any more.
+    link: Option<(LinkId, mpsc::Receiver<LinkEvent>)>,
+    /// Where each link that is not closed yet takes its commands.
+    to_links: Vec<(LinkId, mpsc::UnboundedSender<LinkCommand>)>,
+    waiting: HashMap<RequestId, Waiting>,
+    next_request: u64,
+    link_batch: Vec<LinkEvent>,
+    request_batch: Vec<DeviceRequest>,
+}
+
+struct Waiting {
+    reply: ReplySlot,
+    read: u64,
+}
+
+enum Event {
+    Order(Order),
+    /// Every handle is gone.
+    Deserted,
+    /// `link_batch` is filled; empty: the link is gone.
+    Link,
+    /// `request_batch` is filled.
+    Requests,
+    Device(DeviceEvent),
+    Job(Result<Finished, JoinError>),
+    Timeout,
+}
+
+impl Worker {
+    pub(super) fn new(
+        settings: Settings,
+        claim: Claim,
+        session: String,
+        orders: mpsc::UnboundedReceiver<Order>,
+        publisher: watch::Sender<Status>,
+    ) -> Self {
+        let (to_requests, requests) = mpsc::channel(REQUEST_QUEUE);
+        let (to_device_events, device_events) = mpsc::unbounded_channel();
+        Self {
+            volume: Volume::new(Session::new(session_config(&settings))),
+            board: Board::new(publisher),
+            life: Lifecycle::default(),
+            jobs: JoinSet::new(),
+            to_requests,
+            to_device_events,
+            orders,
+            requests,
+            device_events,
+            link: None,
+            to_links: Vec::new(),
+            waiting: HashMap::new(),
+            next_request: 0,
+            link_batch: Vec::with_capacity(BATCH),
+            request_batch: Vec::with_capacity(BATCH),
+            settings,
+            claim,
+            session,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        while !self.life.over {
+            let event = self.next_event().await;
+            let now = Instant::now();
+            self.apply(now, event);
+            self.forward_output(now);
+            self.proceed(now);
+            self.forward_output(now);
+            self.board.publish(now);
+        }
+    }
+
+    async fn next_event(&mut self) -> Event {
+        let deadlines = [self.volume.poll_timeout(), self.life.deadline(), self.board.deadline()];
+        let timeout = async {
+            match deadlines.into_iter().flatten().min() {
+                Some(deadline) => sleep_until(deadline.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let link = async {
+            match &mut self.link {
+                Some((_, events)) => events.recv_many(&mut self.link_batch, BATCH).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            order = self.orders.recv(), if !self.life.is_ending() || !self.orders.is_closed() => {
+                order.map_or(Event::Deserted, Event::Order)
+            }
+            _ = link => Event::Link,
+            _ = self.requests.recv_many(&mut self.request_batch, BATCH) => Event::Requests,
+            Some(event) = self.device_events.recv() => Event::Device(event),
+            Some(finished) = self.jobs.join_next() => Event::Job(finished),
+            () = timeout => Event::Timeout,
+        }
+    }
+
+    fn apply(&mut self, now: Instant, event: Event) {
+        match event {
+            Event::Order(Order::Link(link)) => self.open(now, link),
+            Event::Order(Order::End(reason)) => self.begin_end(now, reason),
+            Event::Order(Order::Eject { force, answer }) => self.begin_eject(now, force, answer),
+            Event::Deserted => self.begin_end(now, EndReason::Shutdown),
+            Event::Link => self.apply_link_batch(now),
+            Event::Requests => self.apply_request_batch(now),
+            Event::Device(DeviceEvent::Disconnected) => self.begin_end(now, EndReason::Disconnected),
+            Event::Device(DeviceEvent::Failed(cause)) => self.begin_end(now, EndReason::Failed(cause)),
+            Event::Job(Ok(finished)) => self.finish_job(now, finished),
+            Event::Job(Err(error)) => self.lose_job(now, &error.to_string()),
+            Event::Timeout => {
+                self.volume.handle_timeout(now);
+                self.handle_deadline(now);
+            }
+        }
+    }
+
+    fn open(&mut self, now: Instant, link: Link) {
+        if self.life.is_ending() {
+            let reason = format!("configuration {:?} is still giving up its last image", self.settings.name);
+            let _ = link.commands.send(LinkCommand::Close { code: link::IN_USE, reason });
+            return;
+        }
+        let id = self.volume.open_link(now, link.kind);
+        self.link_batch.clear();
+        self.link = Some((id, link.events));
+        self.to_links.push((id, link.commands));
+        self.board.set_peer(link.user, link.peer);
+    }
+
+    fn apply_link_batch(&mut self, now: Instant) {
+        let Some((id, _)) = self.link else { return };
+        if self.link_batch.is_empty() {
+            self.link = None;
+            self.volume.handle_closed(now, id, Closing::Lost("the connection broke off".into()));
+        }
+        let mut batch = std::mem::take(&mut self.link_batch);
+        for event in batch.drain(..) {
+            match event {
+                LinkEvent::Data(data) => self.volume.handle_data(now, id, data),
+                LinkEvent::Text(text) => self.volume.handle_text(now, id, &text),
+                LinkEvent::Alive => self.volume.handle_alive(now, id),
+                LinkEvent::Closed(closing) => {
+                    self.link = None;
+                    self.volume.handle_closed(now, id, closing);
+                }
+            }
+        }
+        self.link_batch = batch;
+    }
+
+    fn apply_request_batch(&mut self, now: Instant) {
+        for DeviceRequest { flags, command, reply } in self.request_batch.drain(..) {
+            let request = RequestId(self.next_request);
+            self.next_request += 1;
+            let read = if let Command::Read { length, .. } = command { u64::from(length) } else { 0 };
+            self.waiting.insert(request, Waiting { reply, read });
+            self.volume.submit(now, request, flags, command);
+        }
+    }
+
+    /// Carries out what the volume wants done.
+    fn forward_output(&mut self, now: Instant) {
+        while let Some(output) = self.volume.poll_output() {
+            match output {
+                Output::Send { link, data } => self.command(link, LinkCommand::Data(data)),
+                Output::SendText { link, text } => self.command(link, LinkCommand::Text(text)),
+                Output::Close { link, code, reason } => {
+                    self.command(link, LinkCommand::Close { code, reason });
+                    self.to_links.retain(|(id, _)| *id != link);
+                    self.link.take_if(|(id, _)| *id == link);
+                }
+                Output::Complete { request, result } => self.complete(request, result),
+                Output::Event(event) => self.apply_session_event(now, event),
+            }
+        }
+    }
+
+    fn command(&self, link: LinkId, command: LinkCommand) {
+        if let Some((_, sender)) = self.to_links.iter().find(|(id, _)| *id == link) {
+            // A link whose task is gone has told so, or is about to.
+            let _ = sender.send(command);
+        }
+    }
+
+    fn complete(&mut self, request: RequestId, result: Result<Reply, Errno>) {
+        if let Some(Waiting { reply, read }) = self.waiting.remove(&request) {
+            self.board.count_request(if result.is_ok() { read } else { 0 });
+            reply.answer(result);
+        }
+    }
+
+    fn apply_session_event(&mut self, now: Instant, event: SessionEvent) {
+        match event {
+            SessionEvent::Ready(_) => {
+                self.life.ready = true;
+                self.board.set_image(self.volume.image().cloned(), self.volume.geometry());
+            }
+            SessionEvent::Held { until, reason } => {
+                report::warning(format_args!("configuration {:?}: held: {reason}", self.settings.name));
+                self.board.set_held(Some(until));
+                self.drain(now);
+            }
+            SessionEvent::Resumed => {
+                report::information(format_args!("configuration {:?}: resumed", self.settings.name));
+                self.board.set_held(None);
+            }
+            SessionEvent::Ending(reason) | SessionEvent::Ended(reason) => self.begin_end(now, reason),
+        }
+    }
+}
+
+fn session_config(settings: &Settings) -> SessionConfig {
+    SessionConfig {
+        configuration: settings.name.clone(),
+        timeout: settings.timeout,
+        hold: settings.hold,
+        max_request: settings.limits.max_request,
+        max_in_flight: settings.limits.max_in_flight,
+        seed: RandomState::new().hash_one(()),
+        ..SessionConfig::default()
+    }
+}

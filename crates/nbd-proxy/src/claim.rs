@@ -1,0 +1,163 @@
+//! Exclusive use of a configuration: its lock, and what a killed predecessor left.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rustix::{fs::FlockOperation, io::Errno};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
+
+use crate::{
+    config::Configuration,
+    device::{self, DeviceError},
+    hook::{Action, Hook, Subject},
+    paths, report,
+};
+
+/// How long a predecessor that is about to end is waited for: a page that is reloaded connects anew before its old
+/// proxy is gone.
+const PATIENCE: Duration = Duration::from_secs(2);
+const INTERVAL: Duration = Duration::from_millis(20);
+
+/// The right of this process to attach one configuration. Released when dropped.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    /// Its lock is what the claim is; the kernel releases it with the process, however that ends.
+    _lock: File,
+    record: PathBuf,
+}
+
+/// Why a configuration cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClaimError {
+    /// Another process has it.
+    #[error("configuration {name:?} is in use by another nbd-proxy, process {process}")]
+    Busy {
+        /// Of the configuration.
+        name: String,
+        /// Its number, as far as known.
+        process: String,
+    },
+    /// A lock or state file cannot be used.
+    #[error("can't use {}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What a predecessor left cannot be freed.
+    #[error("a device left by an earlier nbd-proxy can't be freed: {0}")]
+    Leftover(#[from] DeviceError),
+}
+
+impl Claim {
+    /// Takes the configuration for this process, and cleans up after a predecessor.
+    #[cfg(feature = "serve")]
+    pub(crate) async fn acquire(configuration: &Configuration, runtime_dir: &Path) -> Result<Self, ClaimError> {
+        let claim = Self::lock(configuration, runtime_dir).await?;
+        claim.clean_up(configuration, runtime_dir).await?;
+        Ok(claim)
+    }
+
+    /// Takes the configuration for this process.
+    pub(crate) async fn lock(configuration: &Configuration, runtime_dir: &Path) -> Result<Self, ClaimError> {
+        let name = &configuration.name;
+        Ok(Self {
+            _lock: lock(name, &paths::runtime_file(runtime_dir, name, "lock")).await?,
+            record: paths::runtime_file(runtime_dir, name, "state"),
+        })
+    }
+
+    /// Cleans up after a predecessor that was killed: runs `stop` where it had begun `start`, and frees its device.
+    pub(crate) async fn clean_up(&self, configuration: &Configuration, runtime_dir: &Path) -> Result<(), ClaimError> {
+        self.stop_for_predecessor(configuration).await?;
+        for freed in device::recover(&configuration.device, &configuration.name, runtime_dir).await? {
+            report::warning(format_args!("left by an earlier nbd-proxy: {freed}"));
+        }
+        Ok(())
+    }
+
+    /// Notes that `start` is about to run, so that a successor will run `stop` if we can't.
+    pub(crate) fn note_start(&self, subject: &Subject) -> Result<(), ClaimError> {
+        let part = self.record.with_extension("state-part");
+        let text = serde_json::to_vec(subject).map_err(io::Error::from);
+        text.and_then(|text| fs::write(&part, text))
+            .and_then(|()| fs::rename(&part, &self.record))
+            .map_err(file_error(&self.record))
+    }
+
+    /// Notes that `stop` has run.
+    pub(crate) fn note_stop(&self) -> Result<(), ClaimError> {
+        match fs::remove_file(&self.record) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(&self.record)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn stop_for_predecessor(&self, configuration: &Configuration) -> Result<(), ClaimError> {
+        let Some(subject) = self.read_record()? else { return Ok(()) };
+        let hook = Hook::of(configuration);
+        report::warning(format_args!(
+            "an earlier nbd-proxy ended without calling {} stop: calling it now",
+            hook.path.display()
+        ));
+        if hook.exists() {
+            let (_never, abandon) = oneshot::channel();
+            if let Err(error) = hook.run(Action::Stop, &subject, "recovered", abandon).await {
+                report::warning(error);
+            }
+        }
+        self.note_stop()
+    }
+
+    fn read_record(&self) -> Result<Option<Subject>, ClaimError> {
+        match fs::read(&self.record) {
+            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(io::Error::from).map_err(file_error(&self.record)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(file_error(&self.record)(error)),
+        }
+    }
+}
+
+fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ClaimError {
+    let path = path.to_path_buf();
+    move |source| ClaimError::File { path, source }
+}
+
+async fn lock(name: &str, path: &Path) -> Result<File, ClaimError> {
+    let mut file =
+        File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(file_error(path))?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => sleep(INTERVAL).await,
+            Err(Errno::WOULDBLOCK) => return Err(ClaimError::Busy { name: name.into(), process: owner(&mut file) }),
+            Err(error) => return Err(file_error(path)(error.into())),
+        }
+    }
+    note_owner(&mut file).map_err(file_error(path))?;
+    Ok(file)
+}
+
+/// The number is for people alone: who owns the lock is the kernel's knowledge.
+fn note_owner(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    write!(file, "{}", std::process::id())
+}
+
+fn owner(file: &mut File) -> String {
+    let mut text = String::new();
+    match file.take(20).read_to_string(&mut text) {
+        Ok(length) if length > 0 => text,
+        _ => "unknown".into(),
+    }
+}

@@ -1,0 +1,239 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
+
+/// Gives this machine a disk whose image is served by a browser tab.
+///
+/// Without a subcommand one configuration is served over standard input and output: raw NBD bytes, the peer is the NBD
+/// server. That is how websocketd and OpenBMC's bmcweb start it.
+#[derive(Debug, Parser)]
+#[command(name = "nbd-proxy", version, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// Configuration file [default: $NBD_PROXY_CONFIG, then /etc/nbd-proxy/config.json]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print one line of JSON: each configuration's name with its metadata, or null
+    #[arg(long, conflicts_with = "configuration")]
+    metadata: bool,
+    /// Configuration to serve [default: the one marked so, or the only one]
+    configuration: Option<String>,
+    #[command(subcommand)]
+    command: Option<Subcommands>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    /// Run the built-in web server
+    #[cfg(feature = "serve")]
+    Serve(ServeArgs),
+    /// Serve a local image to a distant nbd-proxy, without a browser
+    #[cfg(feature = "serve")]
+    Share(ShareArgs),
+    /// Show the configurations and sessions of the running server
+    #[cfg(feature = "serve")]
+    Status(StatusArgs),
+    /// Detach the device of a configuration of the running server
+    #[cfg(feature = "serve")]
+    Eject(EjectArgs),
+    /// Tell what this machine can do, what is missing, and the remedy
+    Check(CheckArgs),
+}
+
+/// Arguments of `serve`.
+#[cfg(feature = "serve")]
+#[derive(Debug, clap::Args)]
+pub(crate) struct ServeArgs {
+    /// Address to listen on; may be repeated [default: the configuration's, then 127.0.0.1:8000]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) listen: Vec<std::net::SocketAddr>,
+    /// Configuration file [default: $NBD_PROXY_CONFIG, then /etc/nbd-proxy/config.json, then a built-in one]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Control socket [default: control.sock in the runtime directory]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
+}
+
+/// Arguments of `share`.
+#[cfg(feature = "serve")]
+#[derive(Debug, clap::Args)]
+pub(crate) struct ShareArgs {
+    /// File or block device to serve
+    pub(crate) image: PathBuf,
+    /// Address that `serve` printed, or ws(s)://HOST:PORT/nbd/NAME
+    pub(crate) url: String,
+    /// Token, where the address has none
+    #[arg(long)]
+    pub(crate) token: Option<String>,
+    /// Name to show for the image [default: the file's]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+}
+
+/// Arguments of `status`.
+#[cfg(feature = "serve")]
+#[derive(Debug, clap::Args)]
+pub(crate) struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Control socket of the server [default: control.sock in the runtime directory]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
+}
+
+/// Arguments of `eject`.
+#[cfg(feature = "serve")]
+#[derive(Debug, clap::Args)]
+pub(crate) struct EjectArgs {
+    /// Configuration whose device to detach
+    pub(crate) configuration: String,
+    /// Detach although the device is in use; what is outstanding fails
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Control socket of the server [default: control.sock in the runtime directory]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) control: Option<PathBuf>,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CheckArgs {
+    /// Configuration file whose devices are looked at as well
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// What was asked for.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Serve one configuration over standard input and output.
+    Stdio {
+        /// `--config`.
+        config: Option<PathBuf>,
+        /// Its name; none means the default one.
+        configuration: Option<String>,
+    },
+    /// Print the metadata of all configurations.
+    Metadata {
+        /// `--config`.
+        config: Option<PathBuf>,
+    },
+    /// `serve`
+    #[cfg(feature = "serve")]
+    Serve(ServeArgs),
+    /// `share`
+    #[cfg(feature = "serve")]
+    Share(ShareArgs),
+    /// `status`
+    #[cfg(feature = "serve")]
+    Status(StatusArgs),
+    /// `eject`
+    #[cfg(feature = "serve")]
+    Eject(EjectArgs),
+    /// `check`
+    Check(CheckArgs),
+}
+
+/// Reads the command line. Help and version come back as errors too, as clap has it.
+pub(crate) fn parse<I>(arguments: I) -> Result<Action, clap::Error>
+where
+    I: IntoIterator,
+    I::Item: Into<std::ffi::OsString> + Clone,
+{
+    Cli::try_parse_from(arguments)?.into_action()
+}
+
+impl Cli {
+    fn into_action(self) -> Result<Action, clap::Error> {
+        let Some(command) = self.command else {
+            return Ok(match self.metadata {
+                true => Action::Metadata { config: self.config },
+                false => Action::Stdio { config: self.config, configuration: self.configuration },
+            });
+        };
+        if self.metadata || self.configuration.is_some() {
+            return Err(misplaced("--metadata and CONFIGURATION don't go with a subcommand"));
+        }
+        match command {
+            #[cfg(feature = "serve")]
+            Subcommands::Serve(args) => {
+                Ok(Action::Serve(ServeArgs { config: args.config.or(self.config), ..args }))
+            }
+            Subcommands::Check(args) => Ok(Action::Check(CheckArgs { config: args.config.or(self.config) })),
+            #[cfg(feature = "serve")]
+            _ if self.config.is_some() => Err(misplaced("this subcommand reads no configuration file")),
+            #[cfg(feature = "serve")]
+            Subcommands::Share(args) => Ok(Action::Share(args)),
+            #[cfg(feature = "serve")]
+            Subcommands::Status(args) => Ok(Action::Status(args)),
+            #[cfg(feature = "serve")]
+            Subcommands::Eject(args) => Ok(Action::Eject(args)),
+        }
+    }
+}
+
+fn misplaced(message: &str) -> clap::Error {
+    Cli::command().error(ErrorKind::ArgumentConflict, message)
+}
+
+/// A usage error as one line, without clap's `error: ` and without the usage text.
+pub(crate) fn one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    let sentence = text.split("\n\n").next().unwrap_or(&text);
+    let words: Vec<&str> = sentence.split_whitespace().collect();
+    let sentence = words.join(" ");
+    format!("{} (see nbd-proxy --help)", sentence.strip_prefix("error: ").unwrap_or(&sentence))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn action(line: &str) -> Result<Action, clap::Error> {
+        parse(std::iter::once("nbd-proxy").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn clap_finds_no_fault_in_the_definition() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_lone_word_is_a_configuration() {
+        let Ok(Action::Stdio { configuration: Some(name), config: None }) = action("0") else {
+            panic!("not the stdin/stdout form")
+        };
+        assert_eq!(name, "0");
+        assert!(matches!(action(""), Ok(Action::Stdio { configuration: None, .. })));
+    }
+
+    #[test]
+    fn a_configuration_named_like_a_subcommand_is_reached_after_two_dashes() {
+        assert!(matches!(action("-- check"), Ok(Action::Stdio { configuration: Some(name), .. }) if name == "check"));
+    }
+
+    #[test]
+    fn config_is_taken_before_and_after_the_subcommand() {
+        for line in ["--config f check", "check --config f"] {
+            assert!(matches!(action(line), Ok(Action::Check(CheckArgs { config: Some(_) }))), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_a_usage_error_in_one_line() {
+        for line in ["--metadata 0", "0 check", "--metadata check", "--frobnicate", "0 1"] {
+            let error = action(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+            let message = one_line(&error);
+            assert!(!message.contains('\n') && !message.starts_with("error"), "{message}");
+        }
+    }
+
+    #[test]
+    fn help_exits_with_0() {
+        assert_eq!(action("-h").expect_err("help").exit_code(), 0);
+    }
+}

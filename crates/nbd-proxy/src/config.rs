@@ -1,0 +1,339 @@
+//! `config.json`: what configurations there are, and how each is attached.
+
+mod lenient;
+mod reader;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde_json::{Map, Value};
+
+use crate::device::{AttachMode, DeviceSpec};
+use reader::{Reader, Section};
+
+/// How much is forgiven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Strictness {
+    /// For `serve`: JSON to the letter, and an unknown key is an error.
+    Strict,
+    /// For the stdin/stdout form, as the prototype's parser was: comments and trailing commas pass, an unknown key is
+    /// a warning.
+    Lenient,
+}
+
+/// Why a configuration cannot be used. Names the file or the key.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The file cannot be read.
+    #[error("can't read the configuration {}: {source}; choose another file with --config", path.display())]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not JSON.
+    #[error("{}: not JSON: {source}", path.display())]
+    Syntax {
+        /// Which.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The file says what cannot be.
+    #[error("{}: {message}", path.display())]
+    Meaning {
+        /// Which.
+        path: PathBuf,
+        /// What.
+        message: String,
+    },
+    /// The command line asks for a configuration that there is not.
+    #[error("{0}")]
+    Choice(String),
+}
+
+/// A whole file.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// How long one request may stay unanswered on a live link.
+    pub(crate) timeout: Duration,
+    /// In the file's order.
+    pub(crate) configurations: Vec<Configuration>,
+    /// For `serve`; not even looked at in the stdin/stdout form.
+    pub(crate) serve: ServeConfig,
+}
+
+/// One named place where an image can be attached.
+#[derive(Debug, Clone)]
+pub(crate) struct Configuration {
+    /// Its name; any text.
+    pub(crate) name: String,
+    /// Whether it is taken when none is named.
+    pub(crate) default: bool,
+    /// What the machine gets.
+    pub(crate) device: DeviceSpec,
+    /// Passed on untouched, in the file's order of keys.
+    pub(crate) metadata: Option<Map<String, Value>>,
+    /// How long a session is kept without a link; zero: not at all.
+    pub(crate) hold: Duration,
+    /// Bytes asked for in one request, if not the form's own limit: 4 KiB to 32 MiB, whole sectors.
+    pub(crate) max_request: Option<u32>,
+    /// Bytes of replies outstanding at once, if not the form's own limit.
+    pub(crate) max_in_flight: Option<u64>,
+    /// How a kernel device is attached.
+    pub(crate) attach: AttachMode,
+    /// What the hook is told that the device is.
+    pub(crate) media: Media,
+    /// The program to run at start and stop.
+    pub(crate) state_hook: PathBuf,
+    /// How long it may take.
+    pub(crate) hook_timeout: Duration,
+}
+
+/// What a device is presented as, by those who set up something on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Media {
+    /// A disk.
+    #[default]
+    Disk,
+    /// A CD-ROM.
+    Cdrom,
+}
+
+impl Media {
+    /// The word of the configuration and of `NBD_PROXY_MEDIA`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::Cdrom => "cdrom",
+        }
+    }
+}
+
+/// The section `serve`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ServeConfig {
+    /// Addresses to listen on; empty means the default.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Names beyond IP addresses and localhost under which the server is reached, without ports.
+    pub(crate) hosts: Vec<String>,
+    /// Foreign origins whose pages may connect.
+    pub(crate) origins: Vec<String>,
+    /// Whether a proxy in front of the server speaks TLS, so that it may listen beyond loopback without.
+    pub(crate) tls_terminated: bool,
+}
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+const HOLD: Duration = Duration::from_secs(300);
+const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
+const STATE_HOOK: &str = "/etc/nbd-proxy/state";
+/// The smallest and the largest request that a configuration may ask for. 32 MiB is what servers take unless they
+/// say otherwise (proto.md, "Block size constraints").
+const REQUEST_SIZES: std::ops::RangeInclusive<u64> = 4096..=32 << 20;
+
+impl Config {
+    /// Reads a file. The second part are warnings, for people.
+    pub(crate) fn load(path: &Path, strictness: Strictness) -> Result<(Self, Vec<String>), ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Unreadable { path: path.to_path_buf(), source })?;
+        let text = match strictness {
+            Strictness::Strict => text,
+            Strictness::Lenient => lenient::to_json(&text),
+        };
+        let value: Value = serde_json::from_str(&text)
+            .map_err(|source| ConfigError::Syntax { path: path.to_path_buf(), source })?;
+        let mut reader = Reader::new(strictness);
+        let config = Self::read(&value, &mut reader)
+            .map_err(|message| ConfigError::Meaning { path: path.to_path_buf(), message })?;
+        Ok((config, reader.into_warnings()))
+    }
+
+    /// What `serve` does without a file: one configuration, `"0"`, with device `auto`.
+    #[cfg(feature = "serve")]
+    pub(crate) fn built_in() -> Self {
+        let configuration = Configuration {
+            name: "0".into(),
+            default: true,
+            device: DeviceSpec::Auto,
+            metadata: None,
+            hold: HOLD,
+            max_request: None,
+            max_in_flight: None,
+            attach: AttachMode::default(),
+            media: Media::default(),
+            state_hook: STATE_HOOK.into(),
+            hook_timeout: HOOK_TIMEOUT,
+        };
+        Self { timeout: TIMEOUT, configurations: vec![configuration], serve: ServeConfig::default() }
+    }
+
+    /// The configuration of that name, or the default one.
+    pub(crate) fn choose(&self, name: Option<&str>) -> Result<&Configuration, ConfigError> {
+        let names = || {
+            let names: Vec<_> = self.configurations.iter().map(|one| format!("{:?}", one.name)).collect();
+            names.join(", ")
+        };
+        match name {
+            Some(name) => self.configurations.iter().find(|one| one.name == name).ok_or_else(|| {
+                ConfigError::Choice(format!("there is no configuration {name:?}; there is {}", names()))
+            }),
+            None => self.configurations.iter().find(|one| one.default).ok_or_else(|| {
+                ConfigError::Choice(format!(
+                    "no configuration is marked \"default\": true; name one of {}",
+                    names()
+                ))
+            }),
+        }
+    }
+
+    /// `{name: metadata or null}`.
+    pub(crate) fn metadata(&self) -> Value {
+        let entry = |one: &Configuration| {
+            (one.name.clone(), one.metadata.clone().map_or(Value::Null, Value::Object))
+        };
+        Value::Object(self.configurations.iter().map(entry).collect())
+    }
+
+    fn read(value: &Value, reader: &mut Reader) -> Result<Self, String> {
+        let mut file = reader.section("", value)?;
+        let timeout = match file.seconds("timeout")? {
+            Some(Duration::ZERO) => reader::LONGEST,
+            given => given.unwrap_or(TIMEOUT),
+        };
+        let configurations = match file.take("configurations") {
+            Some(value) => read_configurations(file.reader(), value)?,
+            None => return Err("there is no \"configurations\"".into()),
+        };
+        let serve = match (file.take("serve"), file.reader().strictness()) {
+            (Some(value), Strictness::Strict) => ServeConfig::read(file.reader(), value)?,
+            _ => ServeConfig::default(),
+        };
+        file.finish()?;
+        Ok(Self { timeout, configurations, serve })
+    }
+}
+
+fn read_configurations(reader: &mut Reader, value: &Value) -> Result<Vec<Configuration>, String> {
+    let Value::Object(entries) = value else {
+        return Err("\"configurations\" is not an object".into());
+    };
+    let mut configurations = Vec::with_capacity(entries.len());
+    for (name, value) in entries {
+        configurations.push(Configuration::read(reader, name, value)?);
+    }
+    let defaults: Vec<_> = configurations.iter().filter(|one| one.default).map(|one| &one.name).collect();
+    if let [first, second, ..] = defaults[..] {
+        return Err(format!("both {first:?} and {second:?} are marked as the default configuration"));
+    }
+    match &mut configurations[..] {
+        [] => Err("\"configurations\" is empty".into()),
+        [sole] => {
+            sole.default = true;
+            Ok(configurations)
+        }
+        _ => Ok(configurations),
+    }
+}
+
+impl Configuration {
+    fn read(reader: &mut Reader, name: &str, value: &Value) -> Result<Self, String> {
+        let mut section = reader.section(&format!("configurations.{name}"), value)?;
+        let configuration = Self {
+            name: name.into(),
+            default: section.boolean("default")?.unwrap_or(false),
+            device: read_device(&mut section)?,
+            metadata: section.object("metadata")?,
+            hold: section.seconds("hold")?.unwrap_or(HOLD),
+            max_request: read_max_request(&mut section)?,
+            max_in_flight: section.integer("max-in-flight")?,
+            attach: section
+                .word("attach", &[("netlink", AttachMode::Netlink), ("ioctl", AttachMode::Ioctl)])?
+                .unwrap_or_default(),
+            media: section.word("media", &[("disk", Media::Disk), ("cdrom", Media::Cdrom)])?.unwrap_or_default(),
+            state_hook: section.text("state-hook")?.unwrap_or(STATE_HOOK).into(),
+            hook_timeout: section.seconds("hook-timeout")?.unwrap_or(HOOK_TIMEOUT),
+        };
+        section.finish()?;
+        Ok(configuration)
+    }
+}
+
+fn read_device(section: &mut Section<'_, '_>) -> Result<DeviceSpec, String> {
+    let text = match (section.text("device")?, section.text("nbd-device")?) {
+        (Some(_), Some(_)) => return Err(section.about("device", "stands beside \"nbd-device\", its old name; keep one")),
+        (Some(text), None) | (None, Some(text)) => text,
+        (None, None) => return Err(section.about("device", "is missing; \"auto\" takes what works here")),
+    };
+    parse_device(text).map_err(|message| section.about("device", &message))
+}
+
+/// Parses the value of `device`.
+fn parse_device(text: &str) -> Result<DeviceSpec, String> {
+    let optional = |path: &str| (!path.is_empty()).then(|| PathBuf::from(path));
+    if let Some(number) = text.strip_prefix("/dev/nbd").filter(|rest| !rest.is_empty()) {
+        let canonical = number.parse().ok().filter(|index: &u32| index.to_string() == number);
+        return match canonical {
+            Some(index) => Ok(DeviceSpec::Kernel { index: Some(index) }),
+            None => Err(format!("{text:?} is not a whole NBD device such as /dev/nbd0")),
+        };
+    }
+    match text.split_once(':') {
+        Some(("nbd", "")) => Ok(DeviceSpec::Kernel { index: None }),
+        Some(("loop", "")) => Ok(DeviceSpec::Loop),
+        Some(("fuse", path)) => Ok(DeviceSpec::Fuse { path: optional(path) }),
+        Some(("unix", path)) => Ok(DeviceSpec::Unix { path: optional(path) }),
+        Some(("tcp", address)) => parse_tcp(address),
+        None if text == "auto" => Ok(DeviceSpec::Auto),
+        _ => Err(format!(
+            "{text:?} is none of /dev/nbdN, nbd:, loop:, fuse:PATH, unix:PATH, tcp:ADDR:PORT, auto"
+        )),
+    }
+}
+
+fn parse_tcp(text: &str) -> Result<DeviceSpec, String> {
+    let address: SocketAddr =
+        text.parse().map_err(|_| format!("{text:?} is not an address with a port, such as 127.0.0.1:10809"))?;
+    match address.ip().to_canonical().is_loopback() {
+        true => Ok(DeviceSpec::Tcp { address }),
+        false => Err(format!(
+            "tcp:{address} can be reached from other machines, and NBD's own TLS is not configured; \
+             use a loopback address or unix:PATH"
+        )),
+    }
+}
+
+fn read_max_request(section: &mut Section<'_, '_>) -> Result<Option<u32>, String> {
+    let Some(bytes) = section.integer("max-request")? else { return Ok(None) };
+    match u32::try_from(bytes) {
+        Ok(size) if REQUEST_SIZES.contains(&bytes) && size % 512 == 0 => Ok(Some(size)),
+        _ => Err(section.about("max-request", "must be 4096 to 33554432 bytes, and a multiple of 512")),
+    }
+}
+
+impl ServeConfig {
+    fn read(reader: &mut Reader, value: &Value) -> Result<Self, String> {
+        let mut section = reader.section("serve", value)?;
+        let mut listen = Vec::new();
+        for text in section.texts("listen")? {
+            let address = text.parse().map_err(|_| {
+                section.about("listen", &format!("{text:?} is not an address with a port, such as 127.0.0.1:8000"))
+            })?;
+            listen.push(address);
+        }
+        let serve = Self {
+            listen,
+            hosts: section.texts("hosts")?,
+            origins: section.texts("origins")?,
+            tls_terminated: section.boolean("tls-terminated")?.unwrap_or(false),
+        };
+        section.finish()?;
+        Ok(serve)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+use super::*;
+
+fn load(text: &str, strictness: Strictness) -> Result<(Config, Vec<String>), ConfigError> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    std::fs::write(&path, text).unwrap();
+    Config::load(&path, strictness)
+}
+
+fn message(text: &str, strictness: Strictness) -> String {
+    load(text, strictness).unwrap_err().to_string()
+}
+
+fn one(members: &str) -> String {
+    format!("{{\"configurations\": {{\"0\": {{{members}}}}}}}")
+}
+
+const PROTOTYPE: &str = r#"{
+    "timeout": 30,
+    "configurations": {
+        "0": { "nbd-device": "/dev/nbd0", "metadata": { "description": "Virtual media device" } },
+        "1": { "nbd-device": "/dev/nbd1", "metadata": { "z": 1, "a": [true, null] } },
+        "2": { "nbd-device": "/dev/nbd2" }
+    }
+}"#;
+
+#[test]
+fn a_file_of_the_prototype_means_what_it_meant() {
+    for strictness in [Strictness::Strict, Strictness::Lenient] {
+        let (config, warnings) = load(PROTOTYPE, strictness).unwrap();
+        assert_eq!(warnings, Vec::<String>::new());
+        assert_eq!(config.timeout, Duration::from_secs(30));
+        assert_eq!(config.choose(Some("1")).unwrap().device, DeviceSpec::Kernel { index: Some(1) });
+        assert!(config.choose(None).is_err());
+    }
+}
+
+#[test]
+fn metadata_is_one_line_with_its_keys_in_order() {
+    let (config, _) = load(PROTOTYPE, Strictness::Lenient).unwrap();
+    assert_eq!(
+        config.metadata().to_string(),
+        r#"{"0":{"description":"Virtual media device"},"1":{"z":1,"a":[true,null]},"2":null}"#
+    );
+}
+
+#[test]
+fn a_sole_configuration_is_the_default() {
+    let (config, _) = load(&one(r#""device": "auto""#), Strictness::Strict).unwrap();
+    assert_eq!(config.choose(None).unwrap().name, "0");
+}
+
+#[test]
+fn two_defaults_are_an_error() {
+    let text = r#"{"configurations": {"a": {"device": "auto", "default": true}, "b": {"device": "auto", "default": true}}}"#;
+    assert!(message(text, Strictness::Lenient).contains("both \"a\" and \"b\""));
+}
+
+#[test]
+fn an_unknown_key_is_an_error_that_names_the_nearest_or_a_warning() {
+    let text = one(r#""device": "auto", "hook-timout": 3"#);
+    let strict = message(&text, Strictness::Strict);
+    assert!(strict.contains("\"configurations.0.hook-timout\"") && strict.contains("\"hook-timeout\""), "{strict}");
+    let (config, warnings) = load(&text, Strictness::Lenient).unwrap();
+    assert_eq!(config.configurations[0].hook_timeout, HOOK_TIMEOUT);
+    assert!(warnings[0].contains("hook-timout"), "{warnings:?}");
+}
+
+#[test]
+fn comments_pass_only_where_the_prototype_read_the_file() {
+    let text = format!("/* ours */ {}", one(r#""device": "auto", // the best"#).replace("the best}", "the best\n}"));
+    assert!(load(&text, Strictness::Lenient).is_ok());
+    assert!(message(&text, Strictness::Strict).contains("not JSON"));
+}
+
+#[test]
+fn an_unknown_configuration_is_told_with_those_that_exist() {
+    let (config, _) = load(PROTOTYPE, Strictness::Lenient).unwrap();
+    let error = config.choose(Some("7")).unwrap_err().to_string();
+    assert_eq!(error, r#"there is no configuration "7"; there is "0", "1", "2""#);
+}
+
+#[test]
+fn every_form_of_device_is_understood() {
+    let path = |text: &str| Some(PathBuf::from(text));
+    for (text, device) in [
+        ("/dev/nbd12", DeviceSpec::Kernel { index: Some(12) }),
+        ("nbd:", DeviceSpec::Kernel { index: None }),
+        ("loop:", DeviceSpec::Loop),
+        ("fuse:", DeviceSpec::Fuse { path: None }),
+        ("fuse:/a b", DeviceSpec::Fuse { path: path("/a b") }),
+        ("unix:", DeviceSpec::Unix { path: None }),
+        ("unix:/run/x:y.sock", DeviceSpec::Unix { path: path("/run/x:y.sock") }),
+        ("tcp:127.0.0.1:10809", DeviceSpec::Tcp { address: ([127, 0, 0, 1], 10809).into() }),
+        ("tcp:[::1]:1", DeviceSpec::Tcp { address: "[::1]:1".parse().unwrap() }),
+        ("auto", DeviceSpec::Auto),
+    ] {
+        assert_eq!(parse_device(text).as_ref(), Ok(&device), "{text}");
+    }
+    for text in ["", "/dev/sda", "/dev/nbd", "/dev/nbd0p1", "/dev/nbd007", "nbd:0", "loop:x", "tcp:localhost", "udp:x"] {
+        assert!(parse_device(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn tcp_beyond_loopback_is_refused_for_want_of_tls() {
+    for text in ["tcp:0.0.0.0:10809", "tcp:192.0.2.1:10809", "tcp:[::]:10809"] {
+        assert!(parse_device(text).unwrap_err().contains("TLS"), "{text}");
+    }
+}
+
+#[test]
+fn a_wrong_value_names_its_key() {
+    for (members, key) in [
+        (r#""device": 5"#, "configurations.0.device"),
+        (r#""hold": 5"#, "configurations.0.device"),
+        (r#""device": "auto", "nbd-device": "/dev/nbd0""#, "configurations.0.device"),
+        (r#""device": "auto", "hold": -1"#, "configurations.0.hold"),
+        (r#""device": "auto", "hold": 1e300"#, "configurations.0.hold"),
+        (r#""device": "auto", "max-request": 1000"#, "configurations.0.max-request"),
+        (r#""device": "auto", "attach": "magic""#, "configurations.0.attach"),
+        (r#""device": "auto", "media": "tape""#, "configurations.0.media"),
+        (r#""device": "auto", "metadata": 5"#, "configurations.0.metadata"),
+        (r#""device": "auto", "default": "yes""#, "configurations.0.default"),
+    ] {
+        let error = message(&one(members), Strictness::Strict);
+        assert!(error.contains(key), "{members}: {error}");
+    }
+    for text in ["[]", "{}", r#"{"configurations": []}"#, r#"{"configurations": {}}"#] {
+        assert!(load(text, Strictness::Lenient).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn what_the_prototype_converted_is_converted() {
+    let text = r#"{"timeout": "45", "configurations": {"0": {"nbd-device": "/dev/nbd0", "default": 1, "metadata": 5}}}"#;
+    let (config, warnings) = load(text, Strictness::Lenient).unwrap();
+    assert_eq!(config.timeout, Duration::from_secs(45));
+    assert_eq!(config.metadata().to_string(), r#"{"0":null}"#);
+    assert_eq!(warnings.len(), 1);
+}
+
+#[test]
+fn the_section_serve_is_read_by_serve_alone() {
+    let text = r#"{"configurations": {"0": {"device": "auto"}}, "serve": {"listen": ["127.0.0.1:8000"], "lisen": 1}}"#;
+    assert!(message(text, Strictness::Strict).contains("serve.lisen"));
+    let (config, warnings) = load(text, Strictness::Lenient).unwrap();
+    assert!(config.serve.listen.is_empty() && warnings.is_empty());
+}
+
+#[test]
+fn a_missing_file_is_named_with_the_remedy() {
+    let error = Config::load(Path::new("/nonexistent/c.json"), Strictness::Strict).unwrap_err().to_string();
+    assert!(error.contains("/nonexistent/c.json") && error.contains("--config"), "{error}");
+}

@@ -1,0 +1,307 @@
+//! The server's side of one NBD connection: a client of a socket device, or the kernel's driver.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    future::poll_fn,
+    io::{self, IoSlice},
+    pin::Pin,
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use nbd::{
+    BlockSizes, Export, Failure, Reply,
+    server::{Handshake, HandshakeError, HandshakeEvent, HandshakeLimits, Incoming, ReplyTo, Transmission, TransmissionError},
+    wire::TransmissionFlags,
+};
+use nbd_session::Geometry;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
+    sync::mpsc,
+    time::timeout,
+};
+
+use super::{Completion, DeviceRequest, ReplySlot};
+
+/// How long a client may take to choose an export.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// How many requests of one client are carried out at once.
+const MAX_REQUESTS: usize = 64;
+/// Bytes of requests and replies held for one client above which no more are taken from it. One request may exceed
+/// it: the longest is [`MAX_PAYLOAD`].
+const MAX_BYTES: usize = 16 << 20;
+/// The longest READ or WRITE, in bytes; what clients assume where nothing is announced.
+const MAX_PAYLOAD: u32 = 32 << 20;
+/// Room for one read of the socket.
+const READ_ROOM: usize = 64 << 10;
+/// How many pieces one write hands to the kernel, which takes 1024 (`UIO_MAXIOV`).
+const MAX_PIECES: usize = 64;
+
+/// How a connection ended that broke no rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ClientEnd {
+    /// By `NBD_CMD_DISC` or `NBD_OPT_ABORT`.
+    Disconnect,
+    /// By end of file, or because there is no volume any more.
+    Closed,
+}
+
+/// Why a client was dropped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClientError {
+    /// It broke a rule of the handshake.
+    #[error(transparent)]
+    Handshake(#[from] HandshakeError),
+    /// It did not choose an export in time.
+    #[error("no export was chosen within {} s", HANDSHAKE_TIME.as_secs())]
+    Slow,
+    /// It broke a rule of transmission.
+    #[error(transparent)]
+    Transmission(#[from] TransmissionError),
+    /// The connection failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What a volume looks like to NBD clients.
+pub(crate) fn export(name: &str, geometry: &Geometry) -> Export {
+    let mut flags = TransmissionFlags::HAS_FLAGS;
+    for (can, flag) in [
+        (geometry.read_only, TransmissionFlags::READ_ONLY | TransmissionFlags::CAN_MULTI_CONN),
+        (geometry.can_flush, TransmissionFlags::SEND_FLUSH),
+        (geometry.can_fua, TransmissionFlags::SEND_FUA),
+        (geometry.can_trim, TransmissionFlags::SEND_TRIM),
+        (geometry.can_write_zeroes, TransmissionFlags::SEND_WRITE_ZEROES),
+        (geometry.can_fast_zero, TransmissionFlags::SEND_FAST_ZERO),
+        (geometry.can_cache, TransmissionFlags::SEND_CACHE),
+        (geometry.rotational, TransmissionFlags::ROTATIONAL),
+    ] {
+        flags.set(flag, can);
+    }
+    Export {
+        name: name.into(),
+        description: Some(geometry.description.clone().unwrap_or_else(|| geometry.name.clone())).filter(|text| !text.is_empty()),
+        size: geometry.size,
+        flags,
+        block_sizes: Some(BlockSizes { minimum: geometry.minimum_block, preferred: 4096, maximum: MAX_PAYLOAD }),
+    }
+}
+
+/// Serves a client that begins with a handshake.
+pub(crate) async fn serve<S>(
+    mut stream: S,
+    exports: Vec<Export>,
+    requests: mpsc::Sender<DeviceRequest>,
+) -> Result<ClientEnd, ClientError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    match timeout(HANDSHAKE_TIME, shake_hands(&mut stream, exports)).await {
+        Ok(Ok(Some(transmission))) => serve_transmission(stream, transmission, requests).await,
+        Ok(Ok(None)) => Ok(ClientEnd::Disconnect),
+        Ok(Err(ClientError::Io(error))) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(ClientEnd::Closed),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(ClientError::Slow),
+    }
+}
+
+/// None where the client aborted.
+async fn shake_hands<S>(stream: &mut S, exports: Vec<Export>) -> Result<Option<Transmission>, ClientError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut handshake = Handshake::new(exports, HandshakeLimits::default());
+    let mut input = BytesMut::new();
+    let mut broken = Ok(());
+    loop {
+        while let Some(output) = handshake.poll_output() {
+            stream.write_all(&output).await?;
+        }
+        broken?;
+        match handshake.poll_event() {
+            Some(HandshakeEvent::Transmission { transmission, .. }) => return Ok(Some(transmission)),
+            Some(HandshakeEvent::Aborted) => return Ok(None),
+            None => {}
+        }
+        input.reserve(READ_ROOM);
+        if stream.read_buf(&mut input).await? == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+        // What it has to say about an error goes out before the connection is closed.
+        broken = handshake.handle_input(input.split().freeze());
+    }
+}
+
+/// Serves a client in transmission until it leaves.
+pub(crate) async fn serve_transmission<S>(
+    stream: S,
+    transmission: Transmission,
+    requests: mpsc::Sender<DeviceRequest>,
+) -> Result<ClientEnd, ClientError>
+where
+    S: AsyncRead + AsyncWrite,
+{
+    let (reader, writer) = tokio::io::split(stream);
+    let (completed, completions) = mpsc::unbounded_channel();
+    let connection = Connection {
+        reader,
+        input: BytesMut::new(),
+        transmission,
+        requests,
+        completed,
+        completions,
+        waiting: HashMap::new(),
+        waiting_bytes: 0,
+        next_tag: 0,
+        output: Output { writer, pieces: VecDeque::new(), bytes: 0 },
+        leaving: false,
+    };
+    connection.run().await
+}
+
+/// A request that is being carried out.
+struct Waiting {
+    reply_to: ReplyTo,
+    bytes: usize,
+}
+
+struct Connection<S> {
+    reader: ReadHalf<S>,
+    input: BytesMut,
+    transmission: Transmission,
+    requests: mpsc::Sender<DeviceRequest>,
+    completed: mpsc::UnboundedSender<Completion>,
+    completions: mpsc::UnboundedReceiver<Completion>,
+    waiting: HashMap<u64, Waiting>,
+    waiting_bytes: usize,
+    next_tag: u64,
+    output: Output<S>,
+    /// `NBD_CMD_DISC` has come: what is outstanding is answered, nothing more is taken.
+    leaving: bool,
+}
+
+enum Step {
+    Input(usize),
+    Completions,
+    Sent,
+}
+
+impl<S: AsyncRead + AsyncWrite> Connection<S> {
+    async fn run(mut self) -> Result<ClientEnd, ClientError> {
+        let mut completions = Vec::new();
+        loop {
+            if !self.take_requests().await? {
+                return Ok(ClientEnd::Closed);
+            }
+            if self.leaving && self.waiting.is_empty() && self.output.is_empty() {
+                return Ok(ClientEnd::Disconnect);
+            }
+            match self.step(&mut completions).await? {
+                Step::Input(0) => return Ok(ClientEnd::Closed),
+                Step::Input(_) => self.transmission.handle_input(self.input.split().freeze()),
+                Step::Completions => completions.drain(..).for_each(|completion| self.complete(completion)),
+                Step::Sent => {}
+            }
+        }
+    }
+
+    async fn step(&mut self, completions: &mut Vec<Completion>) -> io::Result<Step> {
+        let taking = self.takes_requests();
+        if taking && self.input.capacity() < READ_ROOM / 16 {
+            self.input.reserve(READ_ROOM);
+        }
+        tokio::select! {
+            count = self.reader.read_buf(&mut self.input), if taking => Ok(Step::Input(count?)),
+            _ = self.completions.recv_many(completions, MAX_REQUESTS) => Ok(Step::Completions),
+            result = self.output.send(), if !self.output.is_empty() => result.map(|()| Step::Sent),
+        }
+    }
+
+    fn takes_requests(&self) -> bool {
+        !self.leaving && self.waiting.len() < MAX_REQUESTS && self.waiting_bytes + self.output.bytes < MAX_BYTES
+    }
+
+    /// Hands on what has arrived, as far as the limits allow. False when there is no volume any more.
+    async fn take_requests(&mut self) -> Result<bool, ClientError> {
+        while self.takes_requests() {
+            match self.transmission.poll_request()? {
+                None => break,
+                Some(Incoming::Disconnect) => self.leaving = true,
+                Some(Incoming::Refused { reply_to, failure }) => self.reply(reply_to, Err(failure)),
+                Some(Incoming::Request { reply_to, flags, command }) => {
+                    let tag = self.next_tag;
+                    self.next_tag += 1;
+                    let bytes = usize::try_from(command.length()).unwrap_or(usize::MAX).min(MAX_PAYLOAD as usize);
+                    self.waiting_bytes += bytes;
+                    self.waiting.insert(tag, Waiting { reply_to, bytes });
+                    let reply = ReplySlot::new(tag, self.completed.clone());
+                    if self.requests.send(DeviceRequest { flags, command, reply }).await.is_err() {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn complete(&mut self, (tag, result): Completion) {
+        if let Some(Waiting { reply_to, bytes }) = self.waiting.remove(&tag) {
+            self.waiting_bytes -= bytes;
+            self.reply(reply_to, result.map_err(Failure::from));
+        }
+    }
+
+    fn reply(&mut self, reply_to: ReplyTo, result: Result<Reply, Failure>) {
+        let mut pieces = Vec::new();
+        self.transmission.reply(reply_to, result, &mut pieces);
+        self.output.push(pieces);
+    }
+}
+
+/// What waits to be sent, written in as few system calls as there can be.
+struct Output<S> {
+    writer: WriteHalf<S>,
+    pieces: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl<S: AsyncWrite> Output<S> {
+    fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn push(&mut self, pieces: Vec<Bytes>) {
+        for piece in pieces {
+            self.bytes += piece.len();
+            self.pieces.push_back(piece);
+        }
+    }
+
+    /// Writes once. Cancel safe: nothing is taken off the queue before it was written.
+    async fn send(&mut self) -> io::Result<()> {
+        let Self { writer, pieces, .. } = self;
+        let written = poll_fn(|context| {
+            let mut slices = [IoSlice::new(&[]); MAX_PIECES];
+            let count = slices.iter_mut().zip(pieces.iter()).map(|(slice, piece)| *slice = IoSlice::new(piece)).count();
+            Pin::new(&mut *writer).poll_write_vectored(context, &slices[..count])
+        })
+        .await?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.bytes -= written;
+        self.consume(written);
+        Ok(())
+    }
+
+    fn consume(&mut self, mut written: usize) {
+        while let Some(piece) = self.pieces.front_mut() {
+            if written < piece.len() {
+                piece.advance(written);
+                return;
+            }
+            written -= piece.len();
+            self.pieces.pop_front();
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! A socket device: an NBD server on a Unix socket or on TCP, for QEMU, libnbd and the like.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::{FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use nbd::Export;
+use rustix::{
+    fs::{CWD, Mode, RenameFlags},
+    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener, UnixStream},
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+    time::sleep,
+};
+
+use super::{AttachRequest, Detached, DeviceError, DeviceRequest, client};
+use crate::{paths, report};
+
+/// How many clients one device has at most.
+const MAX_CLIENTS: usize = 64;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 64;
+/// How long nothing is accepted after the system refused to (no file descriptors, for one).
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// An NBD server on a socket.
+#[derive(Debug)]
+pub(crate) struct SocketDevice {
+    path: String,
+    clients: Arc<Clients>,
+    /// The task that accepts clients and owns their tasks: all of them end with it.
+    acceptor: AbortHandle,
+    /// Of a Unix socket.
+    file: Option<SocketFile>,
+}
+
+impl SocketDevice {
+    fn new(path: String, listener: Listener, file: Option<SocketFile>, request: AttachRequest) -> Self {
+        let clients = Arc::new(Clients::default());
+        let acceptor = Acceptor {
+            listener,
+            exports: ["", &request.name].map(|name| client::export(name, &request.geometry)).to_vec(),
+            requests: request.requests,
+            clients: Arc::clone(&clients),
+            path: path.clone(),
+            tasks: JoinSet::new(),
+        };
+        let acceptor = tokio::spawn(acceptor.run()).abort_handle();
+        Self { path, clients, acceptor, file }
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(crate) async fn users(&self) -> Vec<String> {
+        self.clients.names()
+    }
+
+    pub(crate) async fn detach(&self, force: bool) -> Result<Detached, DeviceError> {
+        let users = self.clients.names();
+        if !force && !users.is_empty() {
+            return Err(DeviceError::InUse { device: self.path.clone(), users });
+        }
+        self.acceptor.abort();
+        if let Some(file) = &self.file {
+            file.remove();
+        }
+        Ok(Detached::Free)
+    }
+
+    pub(crate) async fn drained(&self) {}
+}
+
+impl Drop for SocketDevice {
+    fn drop(&mut self) {
+        self.acceptor.abort();
+    }
+}
+
+/// Puts a server at `path`, or at `R/NAME.sock`.
+pub(crate) async fn attach_unix(path: Option<&Path>, request: AttachRequest) -> Result<SocketDevice, DeviceError> {
+    let path = unix_path(path, &request.name, &request.runtime_dir);
+    make_way(&path)?;
+    let (listener, file) = listen_at(&path)?;
+    let listener = UnixListener::from_std(listener).map_err(DeviceError::io("watch a socket"))?;
+    Ok(SocketDevice::new(path.display().to_string(), Listener::Unix(listener), Some(file), request))
+}
+
+/// Puts a server at `address`, which the configuration has found to be on loopback.
+pub(crate) async fn attach_tcp(address: SocketAddr, request: AttachRequest) -> Result<SocketDevice, DeviceError> {
+    let listener =
+        TcpListener::bind(address).await.map_err(DeviceError::io(format!("listen on tcp:{address}")))?;
+    let address = listener.local_addr().map_err(DeviceError::io("tell a socket's address"))?;
+    Ok(SocketDevice::new(address.to_string(), Listener::Tcp(listener), None, request))
+}
+
+/// Removes the socket that a killed process left, if nobody listens on it.
+pub(crate) fn recover(path: Option<&Path>, name: &str, runtime_dir: &Path) -> Result<Vec<String>, DeviceError> {
+    let path = unix_path(path, name, runtime_dir);
+    Ok(make_way(&path)?.then(|| format!("removed the socket {}", path.display())).into_iter().collect())
+}
+
+fn unix_path(path: Option<&Path>, name: &str, runtime_dir: &Path) -> PathBuf {
+    path.map_or_else(|| paths::runtime_file(runtime_dir, name, "sock"), Path::to_path_buf)
+}
+
+/// Removes a socket at `path` on which nobody listens, and says whether there was one. Anything else there is
+/// somebody's, and stays.
+fn make_way(path: &Path) -> Result<bool, DeviceError> {
+    let shown = path.display();
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(DeviceError::io(format!("look at {shown}"))(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(DeviceError::Refused(format!("{shown} exists and is not a socket; remove it or choose another path")));
+        }
+        Ok(_) => {}
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+        _ => {
+            let users = vec!["another process listens on it".into()];
+            return Err(DeviceError::InUse { device: shown.to_string(), users });
+        }
+    }
+    fs::remove_file(path).map_err(DeviceError::io(format!("remove the old socket {shown}")))?;
+    Ok(true)
+}
+
+/// A listening socket whose file appears at `path` ready to be connected to, by its owner alone.
+fn listen_at(path: &Path) -> Result<(std::os::unix::net::UnixListener, SocketFile), DeviceError> {
+    let failed = || DeviceError::io(format!("listen on unix:{}", path.display()));
+    let part = path.with_file_name(format!(".nbd-proxy.{}", std::process::id()));
+    let bound = bind_and_listen(&part).map_err(failed());
+    let placed = bound.and_then(|listener| {
+        let file = SocketFile::at(&part, path).map_err(failed())?;
+        // Without replacing: what came to be there since we looked is not ours.
+        rustix::fs::renameat_with(CWD, &part, CWD, path, RenameFlags::NOREPLACE)
+            .map_err(|error| failed()(error.into()))?;
+        Ok((listener, file))
+    });
+    if placed.is_err() {
+        let _ = fs::remove_file(&part);
+    }
+    placed
+}
+
+fn bind_and_listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    // On Linux the file gets the mode that the socket has, less the umask, so that it is never open to others.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The file of a Unix socket, told from another of the same name.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl SocketFile {
+    /// The file now at `part`, soon at `path`.
+    fn at(part: &Path, path: &Path) -> io::Result<Self> {
+        let found = fs::symlink_metadata(part)?;
+        Ok(Self { path: path.into(), device: found.dev(), inode: found.ino() })
+    }
+
+    /// Removes it, unless something else has taken its name.
+    fn remove(&self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| found.dev() == self.device && found.ino() == self.inode);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            report::warning(format_args!("can't remove the socket {}: {error}", self.path.display()));
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+/// Accepts clients and serves each in a task of its own.
+struct Acceptor {
+    listener: Listener,
+    exports: Vec<Export>,
+    requests: mpsc::Sender<DeviceRequest>,
+    clients: Arc<Clients>,
+    path: String,
+    tasks: JoinSet<()>,
+}
+
+impl Acceptor {
+    async fn run(mut self) {
+        loop {
+            if let Err(error) = self.accept().await {
+                report::warning(format_args!("{}: can't accept a client: {error}", self.path));
+                sleep(PAUSE).await;
+            }
+            while self.tasks.try_join_next().is_some() {}
+        }
+    }
+
+    async fn accept(&mut self) -> io::Result<()> {
+        match &self.listener {
+            Listener::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let peer = describe_peer(&stream);
+                self.welcome(stream, peer);
+            }
+            Listener::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                self.welcome(stream, peer.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    fn welcome<S>(&mut self, stream: S, peer: String)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Some(entry) = Clients::enter(&self.clients, format!("connected: {peer}")) else {
+            report::warning(format_args!("{}: refused {peer}: there are {MAX_CLIENTS} clients", self.path));
+            return;
+        };
+        let (exports, requests, path) = (self.exports.clone(), self.requests.clone(), self.path.clone());
+        self.tasks.spawn(async move {
+            let _entry = entry;
+            if let Err(error) = client::serve(stream, exports, requests).await {
+                report::warning(format_args!("{path}: dropped {peer}: {error}"));
+            }
+        });
+    }
+}
+
+/// Who is at the other end of a Unix socket.
+fn describe_peer(stream: &UnixStream) -> String {
+    let Some(process) = stream.peer_cred().ok().and_then(|credentials| credentials.pid()) else {
+        return "a process".into();
+    };
+    match fs::read_to_string(format!("/proc/{process}/comm")) {
+        Ok(name) => format!("process {process} ({})", name.trim_end()),
+        Err(_) => format!("process {process}"),
+    }
+}
+
+/// Who is connected now.
+#[derive(Debug, Default)]
+struct Clients {
+    present: Mutex<Present>,
+}
+
+#[derive(Debug, Default)]
+struct Present {
+    names: BTreeMap<u64, String>,
+    next: u64,
+}
+
+impl Clients {
+    fn present(&self) -> MutexGuard<'_, Present> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.present().names.values().cloned().collect()
+    }
+
+    /// None when there are too many.
+    fn enter(clients: &Arc<Self>, name: String) -> Option<Entry> {
+        let mut present = clients.present();
+        if present.names.len() >= MAX_CLIENTS {
+            return None;
+        }
+        let number = present.next;
+        present.next += 1;
+        present.names.insert(number, name);
+        Some(Entry { clients: Arc::clone(clients), number })
+    }
+}
+
+/// One client's presence; it leaves when this is dropped.
+struct Entry {
+    clients: Arc<Clients>,
+    number: u64,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.clients.present().names.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,64 @@
+//! Links: one connection each to whoever serves the image. A link moves bytes and knows nothing of NBD.
+
+pub(crate) mod stdio;
+#[cfg(feature = "serve")]
+pub(crate) mod websocket;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+pub(crate) use nbd_session::{Closing, LinkKind};
+
+/// How many events a link may be ahead of its attachment. The attachment always drains its links, whatever its device
+/// does, so this only bounds what a peer that sends without being asked can make us hold.
+pub(crate) const EVENT_QUEUE: usize = 32;
+
+/// Close code: the configuration has another session, or is still giving one up.
+pub(crate) const IN_USE: u16 = 4409;
+
+/// What a link reports.
+#[derive(Debug)]
+pub(crate) enum LinkEvent {
+    /// Bytes of the NBD stream, in order; their borders mean nothing.
+    Data(Bytes),
+    /// One text message of a `v=1` link.
+    Text(String),
+    /// Nothing but a sign of life: the answer to a ping.
+    Alive,
+    /// The last event. A link whose event channel closes without it counts as lost.
+    Closed(Closing),
+}
+
+/// What a link is told.
+#[derive(Debug)]
+pub(crate) enum LinkCommand {
+    /// Bytes of the NBD stream, in order.
+    Data(Bytes),
+    /// One text message of a `v=1` link.
+    Text(String),
+    /// Send what is queued, then close. Plain byte streams have no place for the code and the reason.
+    Close {
+        /// Status code of the WebSocket close frame.
+        code: u16,
+        /// At most 123 bytes, for people.
+        reason: String,
+    },
+}
+
+/// One connection to whoever serves the image, as its attachment sees it.
+///
+/// Dropping it closes the connection: the command channel ends.
+#[derive(Debug)]
+pub(crate) struct Link {
+    /// Whether text messages are spoken.
+    pub(crate) kind: LinkKind,
+    /// From the peer; [`EVENT_QUEUE`] long.
+    pub(crate) events: mpsc::Receiver<LinkEvent>,
+    /// To the peer. Unbounded because the session bounds it: requests carry no payload to a read-only image, and what
+    /// is in flight is limited.
+    pub(crate) commands: mpsc::UnboundedSender<LinkCommand>,
+    /// Where the peer is, for people: `127.0.0.1:4711`, `standard input`.
+    pub(crate) peer: String,
+    /// Who the peer is: `local`, or empty where nobody asked (standard input).
+    pub(crate) user: String,
+}

@@ -1,0 +1,81 @@
+//! Where things are: the configuration file, and the runtime directory R with what belongs to one configuration.
+
+use std::{
+    fmt::Write,
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+
+const CONFIGURATION_FILE: &str = "/etc/nbd-proxy/config.json";
+
+/// The configuration file: as given, else `$NBD_PROXY_CONFIG`, else the system's.
+pub(crate) fn config_file(given: Option<&Path>) -> PathBuf {
+    given
+        .map(Path::to_path_buf)
+        .or_else(|| std::env::var_os("NBD_PROXY_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from))
+        .unwrap_or_else(|| PathBuf::from(CONFIGURATION_FILE))
+}
+
+/// R, made if need be: `$RUNTIME_DIRECTORY`, `/run/nbd-proxy` for root, or `$XDG_RUNTIME_DIR/nbd-proxy`.
+pub(crate) fn runtime_dir() -> anyhow::Result<PathBuf> {
+    let directory = locate_runtime_dir()?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(&directory)
+        .with_context(|| format!("can't make the runtime directory {}", directory.display()))?;
+    Ok(directory)
+}
+
+fn locate_runtime_dir() -> anyhow::Result<PathBuf> {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if let Some(list) = variable("RUNTIME_DIRECTORY") {
+        // systemd gives all directories of the unit, separated by colons (systemd.exec(5)).
+        return Ok(PathBuf::from(list.split(':').next().unwrap_or(&list)));
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/run/nbd-proxy"));
+    }
+    match variable("XDG_RUNTIME_DIR") {
+        Some(directory) => Ok(Path::new(&directory).join("nbd-proxy")),
+        None => bail!("no place for runtime files: set RUNTIME_DIRECTORY to a directory of yours"),
+    }
+}
+
+/// `R/NAME.SUFFIX` for any name that a configuration may have: bytes that a file name should not have, and a leading
+/// dot, become `%XX`.
+pub(crate) fn runtime_file(runtime_dir: &Path, name: &str, suffix: &str) -> PathBuf {
+    let mut file = String::new();
+    for (position, byte) in name.bytes().enumerate() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => file.push(char::from(byte)),
+            b'.' if position > 0 => file.push('.'),
+            _ => {
+                let _ = write!(file, "%{byte:02X}");
+            }
+        }
+    }
+    runtime_dir.join(format!("{file}.{suffix}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_never_leaves_the_runtime_directory() {
+        let file = |name| runtime_file(Path::new("/r"), name, "sock");
+        assert_eq!(file("0"), Path::new("/r/0.sock"));
+        assert_eq!(file("lab-2.b"), Path::new("/r/lab-2.b.sock"));
+        assert_eq!(file("../etc/x"), Path::new("/r/%2E.%2Fetc%2Fx.sock"));
+    }
+
+    #[test]
+    fn different_names_have_different_files() {
+        let file = |name| runtime_file(Path::new("/r"), name, "lock");
+        assert_ne!(file("a/b"), file("a%2Fb"));
+    }
+}

@@ -1,0 +1,75 @@
+//! Messages for people: one line each on standard error, and in the stdin/stdout form to syslog too, since bmcweb
+//! gives its child no standard error.
+
+use std::{fmt::Display, io::Write, os::unix::net::UnixDatagram, sync::OnceLock};
+
+/// Where the system's logger listens.
+const SYSLOG_SOCKET: &str = "/dev/log";
+/// Facility `daemon` of RFC 5424, section 6.2.1, times eight.
+const FACILITY: u8 = 3 << 3;
+
+static SYSLOG: OnceLock<UnixDatagram> = OnceLock::new();
+
+/// How grave a message is, as syslog counts.
+#[derive(Clone, Copy)]
+enum Severity {
+    Error = 3,
+    Warning = 4,
+    Information = 6,
+}
+
+/// From now on messages go to syslog as well, where there is one.
+pub(crate) fn enable_syslog() {
+    let Ok(socket) = UnixDatagram::unbound() else { return };
+    if socket.connect(SYSLOG_SOCKET).is_ok() && socket.set_nonblocking(true).is_ok() {
+        let _ = SYSLOG.set(socket);
+    }
+}
+
+/// Something failed.
+pub(crate) fn error(message: impl Display) {
+    say(Severity::Error, &message);
+}
+
+/// Something is not as it should be, and we go on.
+pub(crate) fn warning(message: impl Display) {
+    say(Severity::Warning, &message);
+}
+
+/// Something worth knowing happened.
+pub(crate) fn information(message: impl Display) {
+    say(Severity::Information, &message);
+}
+
+fn say(severity: Severity, message: &dyn Display) {
+    let message = one_line(&message.to_string());
+    // Nobody may be listening; there is no better place to complain.
+    let _ = std::io::stderr().write_all(format!("nbd-proxy: {message}\n").as_bytes());
+    if let Some(socket) = SYSLOG.get() {
+        let priority = FACILITY | severity as u8;
+        let _ = socket.send(format!("<{priority}>nbd-proxy[{}]: {message}", std::process::id()).as_bytes());
+    }
+}
+
+/// Peers have a say in some messages; none of them can start a line of its own or reach a terminal's controls.
+fn one_line(message: &str) -> String {
+    let mut line = String::with_capacity(message.len());
+    for character in message.chars() {
+        match character.is_control() {
+            true => line.extend(character.escape_default()),
+            false => line.push(character),
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::one_line;
+
+    #[test]
+    fn control_characters_of_a_peer_are_escaped() {
+        assert_eq!(one_line("evil\nnbd-proxy: \u{1b}[2Jfine"), "evil\\nnbd-proxy: \\u{1b}[2Jfine");
+        assert_eq!(one_line("Größe 5 µm"), "Größe 5 µm");
+    }
+}
