@@ -146,7 +146,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
 /// As much of `reason` as a close frame takes.
 fn shortened(reason: &str) -> &str {
-    &reason[..reason.floor_char_boundary(REASON_LIMIT)]
+    let end = (0..=REASON_LIMIT.min(reason.len())).rev().find(|&end| reason.is_char_boundary(end)).unwrap_or_default();
+    &reason[..end]
 }
 
 /// The server's end of a WebSocket whose handshake is done. A message may carry the answer to the longest request that
@@ -223,7 +224,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Keeper<S> {
         }
     }
 
-    async fn deliver(&self, message: Message) -> Result<(), Farewell> {
+    async fn deliver(&mut self, message: Message) -> Result<(), Farewell> {
         let event = if message.is_binary() {
             LinkEvent::Data(message.into_payload().into())
         } else if let Some(text) = message.as_text() {

@@ -37,7 +37,7 @@ impl fmt::Debug for Secret {
 }
 
 /// `BYTES` random bytes from the kernel, in hexadecimal.
-pub(super) fn random_hex<const BYTES: usize>() -> Result<String, getrandom::Error> {
+pub(crate) fn random_hex<const BYTES: usize>() -> Result<String, getrandom::Error> {
     let mut bytes = [0; BYTES];
     getrandom::fill(&mut bytes)?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::{
     Response, StatusCode,
-    body::{Body as _, Frame},
+    body::Frame,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -21,6 +21,7 @@ use tokio::{
 use super::{
     Server,
     http::{self, Body},
+    stopped,
 };
 
 /// How often a quiet stream says that it lives: proxies cut what is silent for a minute.
@@ -58,7 +59,7 @@ async fn send(
         }
         tokio::select! {
             changed = version.changed() => if changed.is_err() { return },
-            _ = stopping.wait_for(|stopping| *stopping) => return,
+            () = stopped(&mut stopping) => return,
             _ = keep_alive.tick() => if client.send(Bytes::from_static(b":\n\n")).await.is_err() { return },
         }
     }

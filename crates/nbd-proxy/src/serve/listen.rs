@@ -4,17 +4,17 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpListener,
+    net::{TcpListener, TcpStream, UnixStream},
     sync::Semaphore,
     time::sleep,
 };
 
-use super::{Peer, Server, http, router};
+use super::{Peer, Server, http, router, stopped};
 use crate::{config::ServeConfig, control::ControlListener};
 
 /// Where we listen unless told.
 const DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8000);
-/// How many connections there may be at once at all listeners of a kind; more wait in the kernel's queue.
+/// How many connections there may be at once at a listener; more wait in the kernel's queue.
 const CONNECTIONS: usize = 1024;
 /// How long to wait when the kernel gives no connection, because we have too many files open, say.
 const RETRY: Duration = Duration::from_millis(200);
@@ -52,39 +52,50 @@ pub(super) async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpList
     Ok(listeners)
 }
 
-/// Takes connections from the network until the server stops.
-pub(super) async fn network(server: Arc<Server>, listener: TcpListener) {
-    take_all(&server, async || {
-        let (stream, address) = listener.accept().await?;
+/// Where connections come in.
+pub(super) trait Door: Send + Sync + 'static {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// Waits for the next one.
+    fn open(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
+}
+
+impl Door for TcpListener {
+    type Stream = TcpStream;
+
+    async fn open(&self) -> io::Result<(TcpStream, Peer)> {
+        let (stream, address) = self.accept().await?;
         // Requests are small, and somebody waits for each.
         let _ = stream.set_nodelay(true);
         Ok((stream, Peer::Network(address)))
-    })
-    .await;
+    }
 }
 
-/// Takes connections at the control socket until the server stops.
-pub(super) async fn control(server: Arc<Server>, listener: ControlListener) {
-    take_all(&server, async || Ok((listener.accept().await?, Peer::Control))).await;
+impl Door for ControlListener {
+    type Stream = UnixStream;
+
+    async fn open(&self) -> io::Result<(UnixStream, Peer)> {
+        Ok((self.accept().await?, Peer::Control))
+    }
 }
 
-async fn take_all<S>(server: &Arc<Server>, accept: impl AsyncFn() -> io::Result<(S, Peer)>)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+/// Takes connections until the server stops.
+pub(super) async fn take_all(server: Arc<Server>, door: impl Door) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut stopping = server.stopping.clone();
+    let next = async || {
+        let place = Arc::clone(&places).acquire_owned().await;
+        door.open().await.map(|(stream, peer)| (stream, peer, place))
+    };
     loop {
-        let accepted = tokio::select! {
-            accepted = async {
-                let place = Arc::clone(&places).acquire_owned().await;
-                accept().await.map(|connection| (connection, place))
-            } => accepted,
-            _ = stopping.wait_for(|stopping| *stopping) => return,
+        let opened = tokio::select! {
+            opened = next() => opened,
+            () = stopped(&mut stopping) => return,
         };
-        match accepted {
-            Ok(((stream, peer), place)) => {
-                let server = Arc::clone(server);
+        match opened {
+            Ok((stream, peer, place)) => {
+                let server = Arc::clone(&server);
                 tokio::spawn(async move {
                     http::connection(stream, |request| router::answer(Arc::clone(&server), peer.clone(), request)).await;
                     drop(place);

@@ -26,7 +26,6 @@ use std::{
 use anyhow::Context as _;
 use hyper::HeaderMap;
 use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
     sync::{Semaphore, watch},
     time::timeout,
 };
@@ -36,7 +35,9 @@ use crate::{
     config::{Config, ConfigError, Strictness},
     control::{self, ControlListener},
     paths, report,
+    signals::Signals,
 };
+pub(crate) use auth::random_hex;
 use auth::{Auth, Identity};
 use metrics::Metrics;
 use registry::Registry;
@@ -63,6 +64,12 @@ impl Server {
             Peer::Control => Some(auth::local()),
         }
     }
+}
+
+/// Waits until the server stops.
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // Fails when the server is gone, which is the same.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
 /// Where a connection comes from.
@@ -104,9 +111,9 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         stopping,
     });
     for listener in listeners {
-        tokio::spawn(listen::network(Arc::clone(&server), listener));
+        tokio::spawn(listen::take_all(Arc::clone(&server), listener));
     }
-    let control = tokio::spawn(listen::control(Arc::clone(&server), control));
+    let control = tokio::spawn(listen::take_all(Arc::clone(&server), control));
     print_address(first, server.auth.token());
 
     let signal = signals.next().await;
@@ -152,24 +159,4 @@ fn print_address(mut address: SocketAddr, token: &auth::Secret) {
     }
     // Who closed our standard output doesn't want to know.
     let _ = writeln!(io::stdout(), "http://{address}/#token={}", token.reveal());
-}
-
-/// SIGINT and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("can't listen for signals");
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
-        }
-    }
 }

@@ -1,0 +1,150 @@
+//! The connection to a distant nbd-proxy: TCP, TLS where asked for, HTTP, and the WebSocket.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{
+    Request, StatusCode,
+    client::conn::http1,
+    header::{self, HeaderValue},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName},
+};
+use tokio_websockets::{ClientBuilder, Error, Limits, upgrade};
+
+use super::address::Address;
+use crate::{
+    link::websocket::Socket,
+    serve::{
+        api::{Configurations, ErrorView},
+        path,
+    },
+};
+
+/// How long it may take until the WebSocket is open.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// The longest answer of the API that we read, bytes.
+const ANSWER_LIMIT: usize = 1 << 20;
+/// The longest message that we take, bytes: a server sends requests and short texts.
+const MESSAGE_LIMIT: usize = 256 << 10;
+
+/// Any stream of bytes.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+/// The WebSocket of a `v=1` link.
+pub(super) type Connection = Socket<Box<dyn Stream>>;
+
+/// Opens a link for a session.
+pub(super) async fn open(address: &Address, session: &str) -> anyhow::Result<Connection> {
+    timeout(PATIENCE, async {
+        let configuration = match &address.configuration {
+            Some(name) => name.clone(),
+            None => default_configuration(address).await?,
+        };
+        open_link(address, &address.link(&configuration, session)).await
+    })
+    .await
+    .with_context(|| format!("{} didn't answer within {} s", address.authority, PATIENCE.as_secs()))?
+}
+
+async fn open_link(address: &Address, link: &str) -> anyhow::Result<Connection> {
+    let mut builder = ClientBuilder::new()
+        .uri(link)
+        .with_context(|| format!("{link:?} is not an address"))?
+        .limits(Limits::default().max_payload_len(Some(MESSAGE_LIMIT)));
+    if let Some(authorization) = authorization(address)? {
+        builder = builder.add_header(header::AUTHORIZATION, authorization)?;
+    }
+    match builder.connect_on(connect(address).await?).await {
+        Ok((stream, _)) => Ok(Socket::new(stream)),
+        Err(Error::Upgrade(upgrade::Error::DidNotSwitchProtocols(403))) => bail!(
+            "{} refuses to be called by this name; add it to \"hosts\" in \"serve\" of its configuration",
+            address.authority
+        ),
+        Err(error) => Err(error).with_context(|| format!("there is no nbd-proxy serve at {}", address.authority)),
+    }
+}
+
+/// The name of the default configuration, percent-encoded.
+async fn default_configuration(address: &Address) -> anyhow::Result<String> {
+    let (status, body) = get(address, "/api/v1/configurations").await?;
+    if status != StatusCode::OK {
+        match serde_json::from_slice::<ErrorView>(&body) {
+            Ok(refusal) => bail!("{}: {}", address.authority, refusal.error),
+            Err(_) => bail!("there is no nbd-proxy serve at {}: it answers {status}", address.authority),
+        }
+    }
+    let all: Configurations = serde_json::from_slice(&body)
+        .with_context(|| format!("there is no nbd-proxy serve at {} that we understand", address.authority))?;
+    let names = || all.configurations.iter().map(|one| format!("/nbd/{}", path::encode(&one.name))).collect::<Vec<_>>();
+    match all.configurations.iter().find(|one| one.default) {
+        Some(one) => Ok(path::encode(&one.name)),
+        None => bail!("{} has no default configuration; append one of {} to the address", address.authority, names().join(", ")),
+    }
+}
+
+async fn get(address: &Address, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(connect(address).await?)).await?;
+    let connection = tokio::spawn(connection);
+    let mut request = Request::get(format!("{}{path}", address.prefix))
+        .header(header::HOST, &address.authority)
+        .body(Empty::<Bytes>::new())?;
+    if let Some(authorization) = authorization(address)? {
+        request.headers_mut().insert(header::AUTHORIZATION, authorization);
+    }
+    let response =
+        sender.send_request(request).await.with_context(|| format!("{} does not speak HTTP", address.authority))?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
+    connection.abort();
+    let body = body.map_err(|error| anyhow::anyhow!("the answer of {} broke off: {error}", address.authority))?;
+    Ok((status, body.to_bytes()))
+}
+
+fn authorization(address: &Address) -> anyhow::Result<Option<HeaderValue>> {
+    let Some(token) = &address.token else { return Ok(None) };
+    let mut value = HeaderValue::try_from(format!("Bearer {token}")).context("this token can't be sent")?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+async fn connect(address: &Address) -> anyhow::Result<Box<dyn Stream>> {
+    let stream = TcpStream::connect((address.host.as_str(), address.port))
+        .await
+        .with_context(|| format!("can't connect to {} port {}", address.host, address.port))?;
+    let _ = stream.set_nodelay(true);
+    if !address.tls {
+        return Ok(Box::new(stream));
+    }
+    let name = ServerName::try_from(address.host.clone()).context("the address names no host that a certificate could")?;
+    let stream = TlsConnector::from(Arc::new(tls()?))
+        .connect(name, stream)
+        .await
+        .with_context(|| format!("no secure connection to {}", address.authority))?;
+    Ok(Box::new(stream))
+}
+
+/// Trusts whom this machine trusts; `SSL_CERT_FILE` names others.
+fn tls() -> anyhow::Result<ClientConfig> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        bail!("this machine trusts no certificate authority; install ca-certificates, or name a file in SSL_CERT_FILE");
+    }
+    Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth())
+}

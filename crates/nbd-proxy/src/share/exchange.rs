@@ -1,0 +1,269 @@
+//! The NBD server at one link: requests in, answers out.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use nbd::{
+    Command, Failure, Reply,
+    server::{Handshake, HandshakeEvent, HandshakeLimits, Incoming, ReplyTo, Transmission},
+};
+use nbd_session::control::{PageMessage, ServerMessage};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_websockets::Message;
+
+use super::{connection::Connection, image::Image, progress::Progress};
+use crate::{
+    link::websocket::{End, Step},
+    signals::Signals,
+};
+
+/// How many reads run at once.
+const READERS: usize = 8;
+/// How many bytes of the image we hold at once, unless one request alone is longer.
+const BUDGET: u64 = 64 << 20;
+/// How many requests may wait.
+const WAITING: usize = 4096;
+/// How long a server may be silent: it sends a beat every 5 s.
+const SILENCE: Duration = Duration::from_secs(15);
+/// How long the server has to end the session once we said goodbye; it still reads while its stop hook runs.
+const GOODBYE: Duration = Duration::from_secs(5);
+/// How often we look at the clock.
+const TICK: Duration = Duration::from_millis(250);
+
+/// How a link ended.
+pub(super) struct Finished {
+    /// As it should.
+    pub(super) in_order: bool,
+    /// For people.
+    pub(super) sentence: String,
+}
+
+enum Stage {
+    Handshake(Handshake),
+    Transmission(Transmission),
+}
+
+/// A request that was carried out.
+struct Answer {
+    reply_to: ReplyTo,
+    result: Result<Reply, Failure>,
+    length: u64,
+}
+
+/// Why we close the link.
+struct Farewell {
+    code: u16,
+    finished: Finished,
+}
+
+impl Farewell {
+    fn violation(rule: impl std::fmt::Display) -> Self {
+        let sentence = format!("the server broke a rule: {rule}");
+        Self { code: 1002, finished: Finished { in_order: false, sentence } }
+    }
+
+    fn goodbye() -> Self {
+        let sentence = "stopped".to_owned();
+        Self { code: 1000, finished: Finished { in_order: true, sentence } }
+    }
+}
+
+/// One link, while it lives.
+pub(super) struct Exchange<'a> {
+    socket: Connection,
+    image: Arc<Image>,
+    progress: &'a mut Progress,
+    stage: Stage,
+    waiting: VecDeque<(ReplyTo, Command)>,
+    running: JoinSet<Answer>,
+    reading: u64,
+    complaint: String,
+    heard: Instant,
+    /// Set once we said goodbye, or were told so.
+    leave_at: Option<Instant>,
+    /// What the server said at the end.
+    ended: Option<(String, String)>,
+}
+
+impl<'a> Exchange<'a> {
+    pub(super) fn new(socket: Connection, image: Arc<Image>, progress: &'a mut Progress) -> Self {
+        let handshake = Handshake::new(vec![image.export()], HandshakeLimits::default());
+        Self {
+            socket,
+            image,
+            progress,
+            stage: Stage::Handshake(handshake),
+            waiting: VecDeque::new(),
+            running: JoinSet::new(),
+            reading: 0,
+            complaint: String::new(),
+            heard: Instant::now(),
+            leave_at: None,
+            ended: None,
+        }
+    }
+
+    /// Serves until the link ends.
+    pub(super) async fn run(mut self, signals: &mut Signals) -> Finished {
+        self.say(&PageMessage::Image(self.image.info().clone()));
+        match self.serve(signals).await {
+            Ok(end) => self.finished(end),
+            Err(Farewell { code, finished }) => {
+                self.socket.close(code, &finished.sentence).await;
+                finished
+            }
+        }
+    }
+
+    async fn serve(&mut self, signals: &mut Signals) -> Result<End, Farewell> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.advance()?;
+        loop {
+            self.start_waiting();
+            tokio::select! {
+                step = self.socket.step() => match step {
+                    Step::Sent => {}
+                    Step::Received(message) => self.receive(message)?,
+                    Step::Closed(end) => return Ok(end),
+                },
+                Some(Ok(answer)) = self.running.join_next() => self.answer(answer),
+                _ = signals.next() => self.say_goodbye()?,
+                _ = ticks.tick() => self.look_at_the_clock()?,
+            }
+        }
+    }
+
+    fn say(&mut self, message: &PageMessage) {
+        self.socket.push(Message::text(message.encode()));
+    }
+
+    /// The first time a signal comes, the server is asked to end the session; the second time we just go.
+    fn say_goodbye(&mut self) -> Result<(), Farewell> {
+        if self.leave_at.is_some() {
+            return Err(Farewell::goodbye());
+        }
+        self.say(&PageMessage::Bye);
+        self.leave_at = Some(Instant::now() + GOODBYE);
+        Ok(())
+    }
+
+    fn look_at_the_clock(&mut self) -> Result<(), Farewell> {
+        self.progress.tick();
+        if self.leave_at.is_some_and(|time| Instant::now() >= time) {
+            return Err(Farewell::goodbye());
+        }
+        if self.heard.elapsed() >= SILENCE {
+            let sentence = format!("the link is lost: the server said nothing for {} s", SILENCE.as_secs());
+            return Err(Farewell { code: 4408, finished: Finished { in_order: false, sentence } });
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, message: Message) -> Result<(), Farewell> {
+        self.heard = Instant::now();
+        if let Some(text) = message.as_text() {
+            match ServerMessage::parse(text).map_err(Farewell::violation)? {
+                ServerMessage::State(state) => self.progress.set_device(&state),
+                ServerMessage::End { reason, message } => self.ended = Some((reason, message)),
+                ServerMessage::Beat | ServerMessage::Unknown => {}
+            }
+        } else if message.is_binary() {
+            let data: Bytes = message.into_payload().into();
+            match &mut self.stage {
+                Stage::Handshake(handshake) => handshake.handle_input(data).map_err(Farewell::violation)?,
+                Stage::Transmission(transmission) => transmission.handle_input(data),
+            }
+            self.advance()?;
+        }
+        Ok(())
+    }
+
+    /// Goes as far as the input allows.
+    fn advance(&mut self) -> Result<(), Farewell> {
+        if let Stage::Handshake(handshake) = &mut self.stage {
+            while let Some(output) = handshake.poll_output() {
+                self.socket.push(Message::binary(output));
+            }
+            match handshake.poll_event() {
+                None => return Ok(()),
+                Some(HandshakeEvent::Aborted) => {
+                    self.leave_at = Some(Instant::now() + GOODBYE);
+                    return Ok(());
+                }
+                Some(HandshakeEvent::Transmission { transmission, .. }) => self.stage = Stage::Transmission(transmission),
+            }
+        }
+        self.take_requests()
+    }
+
+    fn take_requests(&mut self) -> Result<(), Farewell> {
+        let Stage::Transmission(transmission) = &mut self.stage else { return Ok(()) };
+        while let Some(incoming) = transmission.poll_request().map_err(Farewell::violation)? {
+            match incoming {
+                Incoming::Request { reply_to, command, .. } => self.waiting.push_back((reply_to, command)),
+                Incoming::Refused { reply_to, failure } => {
+                    let mut output = Vec::new();
+                    transmission.reply(reply_to, Err(failure), &mut output);
+                    output.into_iter().for_each(|part| self.socket.push(Message::binary(part)));
+                }
+                Incoming::Disconnect => self.leave_at = Some(Instant::now() + GOODBYE),
+            }
+        }
+        match self.waiting.len() {
+            0..=WAITING => Ok(()),
+            more => Err(Farewell::violation(format!("{more} requests at once"))),
+        }
+    }
+
+    /// Begins what was asked for as far as memory allows.
+    fn start_waiting(&mut self) {
+        while self.running.len() < READERS
+            && let Some((_, command)) = self.waiting.front()
+        {
+            let length = if matches!(command, Command::Read { .. }) { command.length() } else { 0 };
+            let held = self.reading + self.socket.queued() as u64;
+            if held > 0 && held + length > BUDGET {
+                return;
+            }
+            let Some((reply_to, command)) = self.waiting.pop_front() else { return };
+            self.reading += length;
+            let image = Arc::clone(&self.image);
+            self.running.spawn_blocking(move || Answer { reply_to, result: image.carry_out(&command), length });
+        }
+    }
+
+    fn answer(&mut self, Answer { reply_to, result, length }: Answer) {
+        self.reading -= length;
+        match &result {
+            Ok(_) => self.progress.count(length),
+            Err(failure) if failure.message != self.complaint => {
+                self.progress.warn(&format!("{}; the machine gets an input/output error", failure.message));
+                self.complaint.clone_from(&failure.message);
+            }
+            Err(_) => {}
+        }
+        if let Stage::Transmission(transmission) = &mut self.stage {
+            let mut output = Vec::new();
+            transmission.reply(reply_to, result, &mut output);
+            output.into_iter().for_each(|part| self.socket.push(Message::binary(part)));
+        }
+    }
+
+    fn finished(&self, end: End) -> Finished {
+        if let Some((reason, message)) = &self.ended {
+            let in_order = matches!(reason.as_str(), "bye" | "closed" | "ejected" | "disconnected" | "shutdown");
+            return Finished { in_order, sentence: message.clone() };
+        }
+        let in_order = matches!(end.code, 1000 | 1005) || self.leave_at.is_some();
+        let sentence = match end.code {
+            1006 => format!("the link is lost: {}", end.reason),
+            code if end.reason.is_empty() => format!("the server closed the link with code {code}"),
+            _ => end.reason,
+        };
+        Finished { in_order, sentence }
+    }
+}

@@ -1,0 +1,234 @@
+//! The image: a file or a block device, read where it lies.
+
+use std::{
+    fs::File,
+    io::{ErrorKind, Seek as _, SeekFrom},
+    os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, bail};
+use nbd::{
+    BlockSizes, Command, Export, Extent, Failure, Payload, Reply,
+    wire::{Errno, ExtentFlags, TransmissionFlags},
+};
+use nbd_session::ImageInfo;
+use rustix::fs::SeekFrom as Sparse;
+
+/// The largest request that we answer, bytes: what clients assume unless told (proto.md, "Size constraints").
+const MAXIMUM_REQUEST: u32 = 32 << 20;
+/// The most extents in one answer: a client asks again for the rest.
+const EXTENTS: usize = 1024;
+
+/// An open image.
+#[derive(Debug)]
+pub(super) struct Image {
+    file: File,
+    path: PathBuf,
+    info: ImageInfo,
+    /// Of a regular file; reading from one that was written to since would mix two images into one.
+    version: Option<Version>,
+}
+
+/// What changes when a file is written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Version {
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Image {
+    /// Opens a file or a block device. `name` replaces the file's own.
+    pub(super) fn open(path: &Path, name: Option<String>) -> anyhow::Result<Self> {
+        let shown = path.display();
+        let mut file = File::open(path).with_context(|| format!("can't open {shown}"))?;
+        let metadata = file.metadata().with_context(|| format!("can't look at {shown}"))?;
+        let kind = metadata.file_type();
+        let (size, version) = if kind.is_file() {
+            (metadata.len(), Some(version(&file)?))
+        } else if kind.is_block_device() {
+            (file.seek(SeekFrom::End(0)).with_context(|| format!("can't tell how large {shown} is"))?, None)
+        } else {
+            bail!("{shown} is neither a file nor a block device");
+        };
+        if size == 0 {
+            bail!("{shown} is empty: there is nothing to attach");
+        }
+        let own_name = || path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let info = ImageInfo {
+            name: name.or_else(own_name).unwrap_or_else(|| shown.to_string()),
+            size,
+            modified: version.map(|version| version.modified.0 * 1000 + version.modified.1 / 1_000_000),
+        };
+        Ok(Self { file, path: path.to_owned(), info, version })
+    }
+
+    /// As it is announced.
+    pub(super) fn info(&self) -> &ImageInfo {
+        &self.info
+    }
+
+    /// As NBD offers it.
+    pub(super) fn export(&self) -> Export {
+        Export {
+            name: self.info.name.clone(),
+            description: None,
+            size: self.info.size,
+            flags: TransmissionFlags::HAS_FLAGS
+                | TransmissionFlags::READ_ONLY
+                | TransmissionFlags::SEND_FLUSH
+                | TransmissionFlags::SEND_CACHE
+                | TransmissionFlags::CAN_MULTI_CONN,
+            block_sizes: Some(BlockSizes { maximum: MAXIMUM_REQUEST, ..BlockSizes::default() }),
+        }
+    }
+
+    /// Carries out a request that lies within the image. Blocks.
+    pub(super) fn carry_out(&self, command: &Command) -> Result<Reply, Failure> {
+        match *command {
+            Command::Read { offset, length } => self.read(offset, length).map(Reply::Data),
+            Command::BlockStatus { offset, length } => Ok(Reply::BlockStatus(self.extents(offset, length))),
+            Command::Cache { .. } | Command::Flush => Ok(Reply::Done),
+            Command::Write { .. } | Command::Trim { .. } | Command::WriteZeroes { .. } => {
+                Err(Failure::new(Errno::EPERM, "the image is shared for reading only"))
+            }
+        }
+    }
+
+    fn read(&self, offset: u64, length: u32) -> Result<Payload, Failure> {
+        let length = usize::try_from(length).map_err(|_| Failure::from(Errno::EOVERFLOW))?;
+        let mut data = vec![0; length];
+        self.file.read_exact_at(&mut data, offset).map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => self.failure("has become shorter since it was opened"),
+            _ => self.failure(&format!("can't be read: {error}")),
+        })?;
+        // Afterwards: whatever was written before or meanwhile shows.
+        match self.version {
+            Some(opened) if version(&self.file).ok() != Some(opened) => {
+                Err(self.failure("was changed since it was opened; share it anew"))
+            }
+            _ => Ok(bytes::Bytes::from(data).into()),
+        }
+    }
+
+    fn failure(&self, cause: &str) -> Failure {
+        Failure::new(Errno::EIO, format!("{} {cause}", self.path.display()))
+    }
+
+    /// Data and holes from `offset` on: as many as fit one answer, at least one. Where the file system can't tell, it
+    /// is all data.
+    fn extents(&self, offset: u64, length: u32) -> Vec<Extent> {
+        let end = offset + u64::from(length);
+        let mut extents = Vec::new();
+        let mut at = offset;
+        while at < end && extents.len() < EXTENTS {
+            let (next, flags) = self.extent_at(at, end);
+            let next = next.clamp(at + 1, end);
+            let length = u32::try_from(next - at).unwrap_or(length);
+            extents.push(Extent { length, flags });
+            at = next;
+        }
+        extents
+    }
+
+    /// Where the data or the hole at `at` ends, and which it is (lseek(2)).
+    fn extent_at(&self, at: u64, end: u64) -> (u64, ExtentFlags) {
+        let data = ExtentFlags::empty();
+        let hole = ExtentFlags::HOLE | ExtentFlags::ZERO;
+        match rustix::fs::seek(&self.file, Sparse::Data(at)) {
+            Ok(start) if start > at => (start, hole),
+            Ok(_) => (rustix::fs::seek(&self.file, Sparse::Hole(at)).unwrap_or(end), data),
+            Err(rustix::io::Errno::NXIO) if self.version.is_some() => (end, hole),
+            Err(_) => (end, data),
+        }
+    }
+}
+
+fn version(file: &File) -> anyhow::Result<Version> {
+    let metadata = file.metadata()?;
+    Ok(Version { size: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn file(content: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.img");
+        std::fs::write(&path, content).unwrap();
+        (folder, path)
+    }
+
+    fn read(image: &Image, offset: u64, length: u32) -> Result<Vec<u8>, Failure> {
+        match image.carry_out(&Command::Read { offset, length })? {
+            Reply::Data(data) => Ok(data.to_bytes().to_vec()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn any_range_is_read() {
+        let (_folder, path) = file(b"0123456789");
+        let image = Image::open(&path, None).unwrap();
+        assert_eq!((image.info().name.as_str(), image.info().size), ("disk.img", 10));
+        assert_eq!(read(&image, 3, 7).unwrap(), b"3456789");
+        assert_eq!(Image::open(&path, Some("other".into())).unwrap().info().name, "other");
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused_with_a_reason() {
+        let (folder, path) = file(b"");
+        for (path, word) in [(path.as_path(), "empty"), (folder.path(), "neither"), (Path::new("/nonexistent"), "can't open")] {
+            let error = Image::open(path, None).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_cut_off_gives_eio_and_says_so() {
+        let (_folder, path) = file(&[7; 4096]);
+        let image = Image::open(&path, None).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(1000).unwrap();
+        let failure = read(&image, 2048, 512).unwrap_err();
+        assert_eq!(failure.errno, Errno::EIO);
+        assert!(failure.message.contains("shorter"), "{failure}");
+    }
+
+    #[test]
+    fn a_file_that_was_written_to_gives_eio_and_says_so() {
+        let (_folder, path) = file(&[7; 4096]);
+        let image = Image::open(&path, None).unwrap();
+        File::options().append(true).open(&path).unwrap().write_all(b"more").unwrap();
+        let failure = read(&image, 0, 512).unwrap_err();
+        assert_eq!(failure.errno, Errno::EIO);
+        assert!(failure.message.contains("changed"), "{failure}");
+    }
+
+    #[test]
+    fn a_file_that_was_deleted_is_served_to_its_end() {
+        let (_folder, path) = file(b"0123456789");
+        let image = Image::open(&path, None).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(read(&image, 0, 10).unwrap(), b"0123456789");
+    }
+
+    #[test]
+    fn extents_cover_the_range_and_tell_holes() {
+        const MIB: u64 = 1 << 20;
+        let (_folder, path) = file(b"");
+        let sparse = File::options().write(true).open(&path).unwrap();
+        sparse.set_len(4 * MIB).unwrap();
+        sparse.write_all_at(&[1; 4096], MIB).unwrap();
+        let image = Image::open(&path, None).unwrap();
+        let Ok(Reply::BlockStatus(extents)) = image.carry_out(&Command::BlockStatus { offset: 512, length: 3 << 20 }) else {
+            panic!("no extents")
+        };
+        assert_eq!(extents.iter().map(|extent| u64::from(extent.length)).sum::<u64>(), 3 * MIB);
+        let data: u64 =
+            extents.iter().filter(|extent| extent.flags.is_empty()).map(|extent| u64::from(extent.length)).sum();
+        assert!((4096..=3 * MIB).contains(&data));
+    }
+}
