@@ -1,0 +1,172 @@
+// The page: events go in to dispatch(), the state that they make is shown.
+
+import { NBDServer } from "../nbd/nbd.js";
+import { access, eject, follow, linkAddress, login } from "./api.js";
+import { RateMeter } from "./rate.js";
+import { initial, isActive, reduce } from "./state.js";
+import { View } from "./view.js";
+import { explain } from "./words.js";
+
+const RETRY_MS = 3000;
+const TICK_MS = 1000;
+
+let state = initial();
+let meter = new RateMeter();
+/** @type {NBDServer | null} */
+let server = null;
+let following = false;
+/** @type {ReturnType<typeof setTimeout> | undefined} */
+let retry;
+
+const view = new View({
+  image: (image) => dispatch({ type: "image", image }),
+  refuse: (problem) => dispatch({ type: "refuse", problem }),
+  choose: (name) => dispatch({ type: "choose", name }),
+  start,
+  stop,
+  eject: ejectConfiguration,
+  login: (text) => enter(tokenIn(text) ?? text.trim()),
+});
+
+/** @param {import("./state.js").Event} event */
+function dispatch(event) {
+  const wasActive = isActive(state);
+  state = reduce(state, event, Date.now());
+  if (isActive(state) !== wasActive) guardTab(!wasActive);
+  render();
+}
+
+function render() {
+  view.render(state, meter.rate(monotonic()), Date.now());
+}
+
+async function start() {
+  // Under a script's hands, go may be pressed before the server has told what it is.
+  await entered;
+  if (state.access === null || state.access.kind === "unreachable") await refresh();
+  if (state.access?.kind === "unreachable") {
+    dispatch({ type: "refuse", problem: explain({ code: "unreachable", reason: "" }) });
+    return;
+  }
+  if (state.image === null && view.chosenFile !== null)
+    dispatch({ type: "image", image: view.chosenFile });
+  const before = state.attachment;
+  dispatch({ type: "start" });
+  if (state.attachment === before || state.attachment === null) {
+    if (state.image === null) view.focusFile();
+    return;
+  }
+  serve(/** @type {File} */ (state.image), state.attachment.configuration);
+}
+
+/** @param {File} image @param {string | null} configuration */
+function serve(image, configuration) {
+  meter = new RateMeter();
+  const current = new NBDServer(linkAddress(configuration), image, {
+    session: configuration !== null,
+  });
+  server = current;
+  current.addEventListener("state", (event) => {
+    if (server === current) onLink(/** @type {CustomEvent} */ (event).detail);
+  });
+  current.start();
+}
+
+/** @param {import("./state.js").LinkDetail & {time: number}} detail */
+function onLink(detail) {
+  meter.add(detail.time, detail.bytes);
+  dispatch({ type: "link", detail });
+  // The cookie is of no use any more: ask for the token.
+  if (detail.error?.code === "not-allowed") refresh();
+}
+
+function stop() {
+  dispatch({ type: "stop" });
+  server?.stop();
+}
+
+/** @param {string} name @param {boolean} force */
+async function ejectConfiguration(name, force) {
+  dispatch({ type: "eject", name });
+  const answer = await eject(name, force);
+  if ("configuration" in answer) {
+    dispatch({ type: "eject-answer", name, error: "", forcible: false });
+    dispatch({ type: "configuration", configuration: answer.configuration });
+  } else {
+    dispatch({ type: "eject-answer", name, ...answer });
+  }
+}
+
+/** @param {string | null} token to trade for a cookie first */
+async function enter(token) {
+  const refused = token === null ? "" : await login(token);
+  await refresh(refused);
+}
+
+/** Asks the server what it is and has. @param {string} [refused] why it did not take the token */
+async function refresh(refused = "") {
+  const answer = await access();
+  const signedOut = answer.kind === "signed-out" && refused !== "";
+  dispatch({
+    type: "access",
+    access: signedOut ? { kind: "signed-out", message: refused } : answer,
+  });
+  if (answer.kind === "open") followEvents();
+  if (answer.kind === "unreachable") refreshLater();
+}
+
+function refreshLater() {
+  clearTimeout(retry);
+  retry = setTimeout(refresh, RETRY_MS);
+}
+
+function followEvents() {
+  if (following) return;
+  following = true;
+  follow(
+    (configuration) => dispatch({ type: "configuration", configuration }),
+    () => {
+      following = false;
+      refreshLater();
+    },
+  );
+}
+
+/** @param {string} text an address that ends in #token=…, or that end @returns {string | null} */
+function tokenIn(text) {
+  return new URLSearchParams(text.slice(text.indexOf("#") + 1)).get("token");
+}
+
+/** @returns {string | null} the address's token, which is thereby removed from it and from the history */
+function takeToken() {
+  const token = tokenIn(location.hash);
+  if (token !== null) history.replaceState(null, "", location.pathname + location.search);
+  return token;
+}
+
+/** @param {boolean} on whether closing the tab asks first */
+function guardTab(on) {
+  if (on) addEventListener("beforeunload", askFirst);
+  else removeEventListener("beforeunload", askFirst);
+}
+
+/** @param {BeforeUnloadEvent} event */
+function askFirst(event) {
+  event.preventDefault();
+  event.returnValue = "";
+}
+
+/** @returns {number} milliseconds on the clock of nbd.js's counters */
+function monotonic() {
+  return performance.timeOrigin + performance.now();
+}
+
+addEventListener("hashchange", () => {
+  const token = takeToken();
+  if (token !== null) enter(token);
+});
+setInterval(() => {
+  if (isActive(state)) render();
+}, TICK_MS);
+render();
+const entered = enter(takeToken());

@@ -1,0 +1,188 @@
+// Shows the state on the page, and tells what people do there.
+
+import { ConfigurationList, setText } from "./configurations.js";
+import { bytes, count, duration, rate } from "./format.js";
+import { isActive } from "./state.js";
+import { notOneFile, paddingNote, sentence, summary } from "./words.js";
+
+/** @typedef {import("./state.js").State} State */
+
+/**
+ * @typedef {object} Handlers
+ * @property {(image: File) => void} image
+ * @property {(problem: import("./words.js").Problem) => void} refuse
+ * @property {() => void} start
+ * @property {() => void} stop
+ * @property {(token: string) => void} login
+ */
+
+const NOTHING = "–";
+
+export class View {
+  /** @param {Handlers & import("./configurations.js").Handlers} handlers */
+  constructor(handlers) {
+    this.handlers = handlers;
+    this.file = /** @type {HTMLInputElement} */ (find("file"));
+    this.drop = find("drop");
+    this.go = /** @type {HTMLButtonElement} */ (find("go"));
+    this.stop = /** @type {HTMLButtonElement} */ (find("stop"));
+    this.token = /** @type {HTMLInputElement} */ (find("token"));
+    this.configurations = new ConfigurationList(
+      find("configurations"),
+      find("configurations-note"),
+      handlers,
+    );
+    /** @type {State["log"] | null} */
+    this.logged = null;
+    setText(find("machine"), location.host);
+    this.#listen();
+  }
+
+  /** @returns {File | null} what the file input holds */
+  get chosenFile() {
+    return this.file.files?.[0] ?? null;
+  }
+
+  /** @param {State} state @param {number} speed bytes a second @param {number} now milliseconds since 1970 */
+  render(state, speed, now) {
+    const active = isActive(state);
+    this.#renderLogin(state);
+    this.#renderImage(state, active);
+    this.configurations.render(state, active);
+    this.#renderButtons(active);
+    this.#renderState(state);
+    this.#renderFigures(state, speed, now);
+    if (this.logged !== state.log) this.#renderLog(state.log);
+  }
+
+  focusFile() {
+    this.file.focus();
+  }
+
+  #listen() {
+    const { handlers, file } = this;
+    // Choosing the same file again has to count: it may have changed on disk.
+    file.addEventListener("click", () => {
+      file.value = "";
+    });
+    file.addEventListener("change", () => {
+      if (this.chosenFile !== null) handlers.image(this.chosenFile);
+    });
+    this.go.addEventListener("click", () => handlers.start());
+    this.stop.addEventListener("click", () => handlers.stop());
+    find("login").addEventListener("submit", (event) => {
+      event.preventDefault();
+      handlers.login(this.token.value);
+    });
+    // All of the page takes drops: a file that is dropped beside the zone would replace the page, and end what it serves.
+    addEventListener("dragover", (event) => this.#onDragOver(event));
+    addEventListener("dragleave", (event) => {
+      if (event.relatedTarget === null) document.body.classList.remove("dragging");
+    });
+    addEventListener("drop", (event) => this.#onDrop(event));
+  }
+
+  /** @param {DragEvent} event */
+  #onDragOver(event) {
+    if (!carriesFiles(event)) return;
+    event.preventDefault();
+    document.body.classList.toggle("dragging", !this.file.disabled);
+  }
+
+  /** @param {DragEvent} event */
+  #onDrop(event) {
+    if (!carriesFiles(event)) return;
+    event.preventDefault();
+    document.body.classList.remove("dragging");
+    if (this.file.disabled) return;
+    const { files, items } = /** @type {DataTransfer} */ (event.dataTransfer);
+    if (files.length === 1 && !items[0].webkitGetAsEntry?.()?.isDirectory)
+      this.handlers.image(files[0]);
+    else this.handlers.refuse(notOneFile());
+  }
+
+  /** @param {State} state */
+  #renderLogin({ access, attachment }) {
+    const signedOut = access?.kind === "signed-out";
+    find("login").hidden = !signedOut;
+    // What is attached, or why it failed, stays in sight.
+    find("work").hidden = signedOut && attachment === null;
+    setText(find("login-problem"), signedOut ? sentence(access.message) : "");
+    if (!signedOut) this.token.value = "";
+  }
+
+  /** @param {State} state @param {boolean} active */
+  #renderImage({ image }, active) {
+    this.file.disabled = active;
+    this.drop.classList.toggle("chosen", image !== null);
+    this.drop.classList.toggle("locked", active);
+    setText(find("image-name"), image === null ? "Choose a disk image" : image.name);
+    setText(find("image-size"), image === null ? "or drop it here" : bytes(image.size));
+    setText(find("image-note"), image === null ? "" : paddingNote(image.size));
+  }
+
+  /** @param {boolean} active */
+  #renderButtons(active) {
+    const { go, stop } = this;
+    if (go.disabled === active) return;
+    const focused = document.activeElement;
+    go.disabled = active;
+    stop.disabled = !active;
+    // A disabled button would lose the focus of those who use the keyboard.
+    if (focused === go || focused === stop) (active ? stop : go).focus();
+  }
+
+  /** @param {State} state */
+  #renderState(state) {
+    const { tone, headline, detail } = summary(state);
+    find("state").dataset.tone = tone;
+    setText(find("headline"), headline);
+    setText(find("detail"), detail);
+    document.title = state.attachment === null ? "nbd-proxy" : `${headline} – nbd-proxy`;
+  }
+
+  /** @param {State} state @param {number} speed @param {number} now */
+  #renderFigures({ attachment }, speed, now) {
+    const over = attachment === null || attachment.overAt !== null;
+    const begin = attachment?.attachedAt ?? null;
+    setText(find("rate"), over ? NOTHING : rate(speed));
+    setText(find("served"), attachment === null ? NOTHING : bytes(attachment.link.bytes));
+    setText(find("requests"), attachment === null ? NOTHING : count(attachment.link.requests));
+    setText(
+      find("elapsed"),
+      begin === null ? NOTHING : duration((attachment?.overAt ?? now) - begin),
+    );
+  }
+
+  /** @param {State["log"]} log */
+  #renderLog(log) {
+    this.logged = log;
+    const scroll = find("log-scroll");
+    const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 8;
+    find("log").replaceChildren(...log.map(logLine));
+    if (atEnd) scroll.scrollTop = scroll.scrollHeight;
+  }
+}
+
+/** @param {{at: number, text: string}} entry @returns {HTMLElement} */
+function logLine({ at, text }) {
+  const time = document.createElement("time");
+  const date = new Date(at);
+  time.dateTime = date.toISOString();
+  time.textContent = date.toTimeString().slice(0, 8);
+  const line = document.createElement("li");
+  line.append(time, ` ${text}`);
+  return line;
+}
+
+/** @param {DragEvent} event @returns {boolean} */
+function carriesFiles(event) {
+  return event.dataTransfer?.types.includes("Files") ?? false;
+}
+
+/** @param {string} id @returns {HTMLElement} */
+function find(id) {
+  const found = document.getElementById(id);
+  if (found === null) throw new Error(`index.html has no element #${id}`);
+  return found;
+}

@@ -1,0 +1,203 @@
+// The page's state in words: what is the matter, and what to do about it.
+
+import { bytes, duration } from "./format.js";
+
+/** @typedef {{headline: string, detail: string}} Problem */
+/** @typedef {{tone: "idle" | "good" | "wait" | "bad", headline: string, detail: string}} Summary */
+
+/**
+ * What nbd.js's error codes are called here, and what this page adds to the remedy that comes with most of them.
+ * @type {Record<string, {headline: string, hint?: string}>}
+ */
+const ERRORS = {
+  "no-image": { headline: "No image is chosen." },
+  "empty-image": { headline: "The image is empty." },
+  "image-changed": { headline: "The image has changed." },
+  "image-gone": {
+    headline: "The image is gone.",
+    hint: "Put it back, or stop and choose it where it is now.",
+  },
+  "image-denied": { headline: "The image may not be read." },
+  "image-unreadable": {
+    headline: "The image cannot be read.",
+    hint: "Check the file and its drive.",
+  },
+  unreachable: {
+    headline: "The machine cannot be reached.",
+    hint: "Check that it is on, that nbd-proxy runs there and that the network works, then start again.",
+  },
+  lost: {
+    headline: "The connection was lost.",
+    hint: "Start again to attach the image once more.",
+  },
+  silent: { headline: "The machine has gone silent.", hint: "Start again when it answers." },
+  protocol: {
+    headline: "The machine does not speak NBD as it should.",
+    hint: "If nbd-proxy was just upgraded, reload this page.",
+  },
+  "not-allowed": { headline: "No access." },
+  "no-configuration": { headline: "No such configuration.", hint: "Choose another one." },
+  busy: { headline: "In use.", hint: "The list above shows by whom, and can eject it." },
+  "other-image": {
+    headline: "Another image is attached.",
+    hint: "Choose that same, unchanged file to go on with it, or eject it first.",
+  },
+  superseded: {
+    headline: "Another tab took over.",
+    hint: "Leave that one open: nothing is lost.",
+  },
+  "too-many": {
+    headline: "Too many connections.",
+    hint: "Close other tabs that use this machine, wait a minute, then start again.",
+  },
+  closed: { headline: "The machine closed the connection." },
+};
+
+const UNKNOWN = { headline: "Something went wrong.", hint: "Reload the page and try again." };
+
+/** @param {{code: string, reason: string} | null} error of nbd.js @returns {Problem} */
+export function explain(error) {
+  const { headline, hint = "" } = ERRORS[error?.code ?? ""] ?? UNKNOWN;
+  return { headline, detail: `${sentence(error?.reason ?? "")} ${hint}`.trim() };
+}
+
+/** @returns {Problem} */
+export function nothingChosen() {
+  return {
+    headline: "No image is chosen.",
+    detail: "Choose the disk image to attach, or drop it on this page.",
+  };
+}
+
+/** @param {string} name @returns {Problem} */
+export function emptyImage(name) {
+  return {
+    headline: "The image is empty.",
+    detail: `“${name}” has 0 bytes, and a disk needs at least one. Perhaps its download failed: fetch or copy it again.`,
+  };
+}
+
+/** @returns {Problem} */
+export function notOneFile() {
+  return {
+    headline: "That is not one file.",
+    detail:
+      "Choose or drop a single disk image, such as an .iso or .img file, rather than a folder or several files.",
+  };
+}
+
+/** @param {number} size bytes @returns {string} empty unless the size needs a remark */
+export function paddingNote(size) {
+  const rest = size % 512;
+  if (rest === 0) return "";
+  return `Not a multiple of 512 bytes: the machine sees it padded with ${bytes(512 - rest)} of zeros at its end.`;
+}
+
+/** @param {string} configuration @returns {string} */
+export function named(configuration) {
+  return `configuration “${configuration}”`;
+}
+
+/** @param {import("./state.js").State} state @returns {Summary} */
+export function summary({ access, image, problem, attachment }) {
+  if (problem !== null) return { tone: "bad", ...problem };
+  if (attachment !== null) return attached(attachment);
+  if (access?.kind === "unreachable")
+    return { tone: "bad", ...explain({ code: "unreachable", reason: "" }) };
+  if (image === null)
+    return {
+      tone: "idle",
+      headline: "Nothing is attached from here.",
+      detail: "Choose an image first.",
+    };
+  return {
+    tone: "idle",
+    headline: "Ready.",
+    detail: "Press Start and the machine gets the image as a disk.",
+  };
+}
+
+/** @param {import("./state.js").Attachment} attachment @returns {Summary} */
+function attached(attachment) {
+  const { phase, image, link, configuration } = attachment;
+  switch (phase) {
+    case "connecting":
+      return { tone: "wait", headline: "Connecting…", detail: "Opening a link to the machine." };
+    case "attaching":
+      return {
+        tone: "wait",
+        headline: "Attaching…",
+        detail: `The machine makes a disk of “${image}”.`,
+      };
+    case "attached":
+      if (link.trouble !== null) return { tone: "bad", ...explain(link.trouble) };
+      return {
+        tone: "good",
+        headline: `${configuration === null ? "Connected" : "Attached"}${place(link)}.`,
+        detail: `The machine reads “${image}” through this tab. Leave it open until that is done, then press Stop.`,
+      };
+    case "held":
+      return {
+        tone: "wait",
+        headline: "Connecting again…",
+        detail:
+          "The connection was lost. The machine keeps the disk and waits: leave this tab open.",
+      };
+    case "draining":
+      return {
+        tone: "wait",
+        headline: "Detaching…",
+        detail:
+          "The device is still open on the machine. It goes when its last user there closes it.",
+      };
+    case "stopping":
+      return { tone: "wait", headline: "Stopping…", detail: "The machine detaches the disk." };
+    case "ended":
+      return {
+        tone: "idle",
+        headline: "Ended.",
+        detail: sentence(link.end?.message ?? `“${image}” is no longer attached`),
+      };
+    case "failed":
+      return { tone: "bad", ...explain(link.error) };
+  }
+}
+
+/** @param {import("./state.js").LinkDetail} link @returns {string} what the machine calls the disk, where it tells */
+export function place({ server }) {
+  return server?.device ? ` as ${server.device}` : "";
+}
+
+/**
+ * @param {import("./api.js").Session | null} session
+ * @param {boolean} ours whether this tab serves it
+ * @returns {string} what a configuration is used for
+ */
+export function usage(session, ours) {
+  if (ours) return "Used by this tab";
+  if (session === null) return "Free";
+  const image = session.image === null ? "an image" : `“${session.image.name}”`;
+  const device = session.device === null ? "" : ` as ${session.device}`;
+  const by = ` by ${session.user} from ${session.from}`;
+  switch (session.state) {
+    case "attaching":
+      return `Attaching ${image}${by}`;
+    case "attached":
+      return `${image}${device}${by}`;
+    case "held":
+      return `${image}${device}, lost its connection; kept ${left(session.seconds_left)}`;
+    case "draining":
+      return `${image}${device} is being detached; still open on the machine`;
+  }
+}
+
+/** @param {number | null} seconds @returns {string} */
+function left(seconds) {
+  return seconds === null ? "until it is back" : `for ${duration(seconds * 1000)} more`;
+}
+
+/** @param {string} text @returns {string} with a capital letter and a full stop */
+export function sentence(text) {
+  const capital = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[\p{L}\p{N}”")]$/u.test(capital) ? `${capital}.` : capital;
+}

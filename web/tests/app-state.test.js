@@ -1,0 +1,195 @@
+import assert from "node:assert/strict";
+import test from "node:test";
+import { initial, isActive, reduce } from "../app/state.js";
+
+/** @typedef {import("../app/state.js").Event} Event */
+/** @typedef {import("../app/state.js").LinkDetail} LinkDetail */
+/** @typedef {import("../app/state.js").State} State */
+
+/** @param {string} name @param {boolean} [isDefault] @returns {import("../app/api.js").Configuration} */
+function configuration(name, isDefault = false) {
+  return { name, default: isDefault, device: "auto", metadata: null, session: null };
+}
+
+/** @type {Event} */
+const OPEN = {
+  type: "access",
+  access: { kind: "open", configurations: [configuration("0"), configuration("lab", true)] },
+};
+const IMAGE = /** @type {Event} */ ({ type: "image", image: new File(["disk"], "x.iso") });
+
+/** @param {Partial<LinkDetail>} detail @returns {Event} */
+function link(detail) {
+  const rest = { bytes: 0, requests: 0, server: null, end: null, trouble: null, error: null };
+  return { type: "link", detail: { phase: "serving", ...rest, ...detail } };
+}
+
+/** @param {"attaching" | "attached" | "held" | "draining"} phase @param {string | null} device */
+function server(phase, device = null) {
+  return link({ server: { phase, device } });
+}
+
+/** @param {...Event} events one a second @returns {State} */
+function after(...events) {
+  return events.reduce((state, event, i) => reduce(state, event, i * 1000), initial());
+}
+
+/** @param {State} state @returns {string[]} */
+function logged(state) {
+  return state.log.map(({ text }) => text);
+}
+
+const ATTACHED = [
+  OPEN,
+  IMAGE,
+  /** @type {Event} */ ({ type: "start" }),
+  server("attached", "/dev/nbd0"),
+];
+
+test("the default configuration is chosen, else the first, and a choice is kept", () => {
+  assert.equal(after(OPEN).chosen, "lab");
+  const first = {
+    kind: /** @type {const} */ ("open"),
+    configurations: [configuration("a"), configuration("b")],
+  };
+  assert.equal(after({ type: "access", access: first }).chosen, "a");
+  assert.equal(after(OPEN, { type: "choose", name: "0" }, OPEN).chosen, "0");
+});
+
+test("a start without an image says so and starts nothing", () => {
+  const state = after(OPEN, { type: "start" });
+  assert.equal(state.attachment, null);
+  assert.equal(state.problem?.headline, "No image is chosen.");
+});
+
+test("an empty image is refused before anything connects", () => {
+  const state = after(OPEN, { type: "image", image: new File([], "x.iso") }, { type: "start" });
+  assert.equal(state.image, null);
+  assert.equal(state.attachment, null);
+  assert.equal(state.problem?.headline, "The image is empty.");
+});
+
+test("a second start changes nothing while the first goes on", () => {
+  const state = after(OPEN, IMAGE, { type: "start" });
+  assert.ok(isActive(state));
+  assert.equal(reduce(state, { type: "start" }, 9), state);
+});
+
+test("image and configuration cannot change while an image is attached", () => {
+  const state = after(...ATTACHED);
+  assert.equal(reduce(state, { type: "choose", name: "0" }, 9), state);
+  assert.equal(reduce(state, { type: "image", image: new File(["y"], "y.iso") }, 9), state);
+});
+
+test("an image goes from connecting to attached, by what link and server tell", () => {
+  const start = after(OPEN, IMAGE, { type: "start" });
+  assert.equal(start.attachment?.phase, "connecting");
+  const serving = reduce(start, link({}), 5);
+  assert.equal(serving.attachment?.phase, "attaching");
+  const attached = reduce(serving, server("attached", "/dev/nbd0"), 6);
+  assert.equal(attached.attachment?.phase, "attached");
+  assert.equal(attached.attachment?.attachedAt, 6);
+  assert.deepEqual(logged(attached), [
+    "Attaching “x.iso” (4 bytes) to configuration “lab”.",
+    "Attached as /dev/nbd0.",
+  ]);
+});
+
+test("a plain link counts as attached when requests are answered", () => {
+  const state = after(
+    { type: "access", access: { kind: "plain" } },
+    IMAGE,
+    { type: "start" },
+    link({}),
+  );
+  assert.equal(state.attachment?.configuration, null);
+  assert.equal(state.attachment?.phase, "attached");
+});
+
+test("progress is no event for the log", () => {
+  const state = after(...ATTACHED);
+  const detail = {
+    bytes: 7,
+    requests: 2,
+    server: { phase: /** @type {const} */ ("attached"), device: "/dev/nbd0" },
+  };
+  const next = reduce(state, link(detail), 9);
+  assert.equal(next.attachment?.link.bytes, 7);
+  assert.equal(next.log, state.log);
+});
+
+test("a lost link that comes back goes on with its elapsed time", () => {
+  const state = after(...ATTACHED, link({ phase: "held" }), server("attached", "/dev/nbd0"));
+  assert.equal(state.attachment?.phase, "attached");
+  assert.equal(state.attachment?.attachedAt, 3000);
+  assert.deepEqual(logged(state).slice(-2), [
+    "The connection was lost; connecting again.",
+    "Connected again as /dev/nbd0.",
+  ]);
+});
+
+test("stopping is not undone by what the server still tells", () => {
+  const state = after(...ATTACHED, { type: "stop" }, server("draining"));
+  assert.equal(state.attachment?.phase, "stopping");
+  const over = reduce(state, link({ phase: "ended" }), 9000);
+  assert.equal(over.attachment?.phase, "ended");
+  assert.equal(over.attachment?.overAt, 9000);
+  assert.equal(isActive(over), false);
+});
+
+test("an error of the link is a failure with its words in the log", () => {
+  const error = { code: "busy", reason: "in use by local from 127.0.0.1:9" };
+  const state = after(OPEN, IMAGE, { type: "start" }, link({ phase: "ended", error }));
+  assert.equal(state.attachment?.phase, "failed");
+  assert.match(logged(state)[1], /^In use\. In use by local from 127\.0\.0\.1:9\. /);
+});
+
+test("what comes after the end is ignored", () => {
+  const state = after(...ATTACHED, link({ phase: "ended" }));
+  assert.equal(reduce(state, server("attached"), 9), state);
+  assert.equal(reduce(state, { type: "stop" }, 9), state);
+});
+
+test("trouble with reading is logged once, and its end too", () => {
+  const trouble = { code: "image-changed", reason: "it changed" };
+  const lost = link({ trouble });
+  const state = after(...ATTACHED, lost, lost, link({}));
+  assert.deepEqual(
+    logged(state).filter((text) => /image|changed/.test(text)),
+    ["It changed.", "The image can be read again."],
+  );
+});
+
+test("the log keeps the newest hundred lines", () => {
+  const problem = { headline: "No.", detail: "" };
+  const events = Array.from(
+    { length: 150 },
+    () => /** @type {Event} */ ({ type: "refuse", problem }),
+  );
+  const state = after(...events);
+  assert.equal(state.log.length, 100);
+  assert.equal(state.log[99].at, 149_000);
+});
+
+test("a refused eject says why until the configuration is free", () => {
+  const refused = after(
+    OPEN,
+    { type: "eject", name: "0" },
+    { type: "eject-answer", name: "0", error: "/dev/nbd0 is mounted", forcible: true },
+  );
+  assert.equal(refused.eject?.error, "/dev/nbd0 is mounted");
+  assert.equal(refused.eject?.waiting, false);
+  const free = reduce(refused, { type: "configuration", configuration: configuration("0") }, 9);
+  assert.equal(free.eject, null);
+});
+
+test("a configuration's change reaches it alone", () => {
+  const state = after(OPEN, {
+    type: "configuration",
+    configuration: { ...configuration("0"), device: "nbd:" },
+  });
+  assert.deepEqual(
+    state.configurations.map(({ device }) => device),
+    ["nbd:", "auto"],
+  );
+});
