@@ -7,7 +7,7 @@
  * A browser takes about a millisecond for a read, whatever its length. A sequential reader is
  * therefore served from windows of 4 MiB, one of them read ahead; for a random one that would be
  * a thousand times too much. What is sequential is seen from the requests: each one that begins
- * where an earlier one ended makes that run longer.
+ * where an earlier one ended makes that one's run longer.
  */
 
 /** Bytes of a window; windows lie at multiples of it. */
@@ -16,7 +16,7 @@ export const WINDOW = 4 * 1024 * 1024;
 /** Windows that are kept: two for each of a few readers, and 32 MiB at most. */
 const KEPT_WINDOWS = 8;
 
-/** A run of this many bytes is read by windows. */
+/** A run of this many bytes, in two requests or more, is read by windows. */
 const SEQUENTIAL = 256 * 1024;
 
 /** A run of this many bytes has its next window read ahead. */
@@ -30,8 +30,8 @@ export class WindowCache {
   #source;
   /** @type {Map<number, Promise<Uint8Array>>} windows by number, the least recently used first */
   #windows = new Map();
-  /** @type {Map<number, number>} bytes of each run by where it goes on, the oldest first */
-  #runs = new Map();
+  /** @type {{start: number, end: number}[]} the least recently extended first */
+  #runs = [];
 
   /**
    * @param {object} source
@@ -51,10 +51,12 @@ export class WindowCache {
     if (length === 0) {
       return Promise.resolve([]);
     }
-    const run = this.#extendRun(offset, length);
-    const parts = this.#readParts(offset, offset + length, run >= SEQUENTIAL);
+    const run = this.#extendRun(offset, offset + length);
+    // One request is no sequence, however long.
+    const sequential = run > length && run >= SEQUENTIAL;
+    const parts = this.#readParts(offset, offset + length, sequential);
     const next = Math.ceil((offset + length) / WINDOW);
-    if (run >= READ_AHEAD && next * WINDOW < this.#source.size) {
+    if (sequential && run >= READ_AHEAD && next * WINDOW < this.#source.size) {
       this.#load(next).catch(() => {});
     }
     return Promise.all(parts);
@@ -74,16 +76,20 @@ export class WindowCache {
   }
 
   /**
-   * @param {number} offset
-   * @param {number} length
+   * @param {number} start
+   * @param {number} end
    * @returns {number} bytes of the run that this read belongs to, with it
    */
-  #extendRun(offset, length) {
-    const run = (this.#runs.get(offset) ?? 0) + length;
-    this.#runs.delete(offset);
-    this.#runs.set(offset + length, run);
-    evict(this.#runs, RUNS);
-    return run;
+  #extendRun(start, end) {
+    const run = { start, end };
+    const others = this.#runs.filter((other) => other.end !== start && other.start !== end);
+    for (const other of this.#runs) {
+      // Reads may overtake each other, so that a run may also grow at its beginning.
+      run.start = other.end === start ? other.start : run.start;
+      run.end = other.start === end ? other.end : run.end;
+    }
+    this.#runs = [...others, run].slice(-RUNS);
+    return run.end - run.start;
   }
 
   /**
@@ -142,7 +148,7 @@ export class WindowCache {
     this.#windows.delete(index);
     const window = known ?? this.#readWindow(index);
     this.#windows.set(index, window);
-    evict(this.#windows, KEPT_WINDOWS);
+    this.#evict();
     return window;
   }
 
@@ -158,19 +164,13 @@ export class WindowCache {
     });
     return window;
   }
-}
 
-/**
- * Drops the oldest entries of a map that has more than `kept`.
- *
- * @param {Map<number, unknown>} map
- * @param {number} kept
- */
-function evict(map, kept) {
-  for (const key of map.keys()) {
-    if (map.size <= kept) {
-      return;
+  #evict() {
+    for (const index of this.#windows.keys()) {
+      if (this.#windows.size <= KEPT_WINDOWS) {
+        return;
+      }
+      this.#windows.delete(index);
     }
-    map.delete(key);
   }
 }
