@@ -92,8 +92,10 @@ def test_writing_is_not_permitted(peer, disk):
     assert still_serves(disk, peer)
 
 
-def test_flush_is_offered_and_done(disk):
-    assert disk.can_flush()
+def test_flush_is_offered_and_done(peer, disk):
+    if peer.kind == "pipes":
+        assert not disk.can_flush(), "nbdkit does not offer it when read-only"
+        return
     disk.flush()
 
 
@@ -146,19 +148,19 @@ def test_block_status_that_was_not_negotiated_is_invalid(peer):
     with raw.Client(peer.socket) as client:
         client.go(structured=True)
         assert client.answers(raw.CMD_BLOCK_STATUS, 0, 512) == raw.EINVAL
-        assert client.answers(raw.CMD_FLUSH) == 0
+        assert client.answers(raw.CMD_READ, 0, 512) == 0
 
 
 def test_an_unknown_command_is_invalid(client):
     for kind in (8, 99, 0xFFFF):
         assert client.answers(kind, cookie=kind) == raw.EINVAL
-    assert client.answers(raw.CMD_FLUSH) == 0
+    assert client.answers(raw.CMD_READ, 0, 512) == 0
 
 
 def test_unknown_flags_are_invalid(client):
     for kind in (raw.CMD_READ, raw.CMD_FLUSH, raw.CMD_BLOCK_STATUS):
         assert client.answers(kind, 0, 512, flags=0x8000) == raw.EINVAL
-    assert client.answers(raw.CMD_FLUSH) == 0
+    assert client.answers(raw.CMD_READ, 0, 512) == 0
 
 
 def test_a_read_above_the_largest_block_is_refused_and_the_next_one_served(peer, disk):
