@@ -53,7 +53,7 @@ export class ConfigurationList {
     if (names.join("\n") === [...this.rows.keys()].join("\n")) return;
     const rows = names.map((name) => this.rows.get(name) ?? new Row(name, this.handlers));
     this.rows = new Map(rows.map((row) => [row.name, row]));
-    this.root.replaceChildren(this.note, ...rows.map((row) => row.root));
+    this.root.replaceChildren(...rows.map((row) => row.root));
   }
 }
 
@@ -77,7 +77,7 @@ class Row {
     const text = element("span", { className: "text" }, this.title, this.use);
     this.refusal.append(this.reason, this.force);
     this.root = element(
-      "div",
+      "li",
       { className: "configuration" },
       element("label", {}, this.radio, text),
       this.eject,

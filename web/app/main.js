@@ -153,7 +153,8 @@ function guardTab(on) {
 /** @param {BeforeUnloadEvent} event */
 function askFirst(event) {
   event.preventDefault();
-  event.returnValue = "";
+  // Older browsers look at this alone. None shows the text.
+  event.returnValue = "An image is attached.";
 }
 
 /** @returns {number} milliseconds on the clock of nbd.js's counters */

@@ -107,24 +107,40 @@ export function reduce(state, event, at) {
       return withAccess(state, event.access);
     case "configuration":
       return withConfiguration(state, event.configuration);
-    case "choose":
-      return isActive(state) ? state : { ...state, chosen: event.name };
-    case "image":
-      return isActive(state) ? state : withImage(state, event.image, at);
-    case "refuse":
-      return isActive(state)
-        ? state
-        : log({ ...state, problem: event.problem }, event.problem.headline, at);
-    case "start":
-      return isActive(state) ? state : started(state, at);
-    case "link":
-      return isActive(state) ? withLink(state, event.detail, at) : state;
-    case "stop":
-      return isActive(state) ? stopping(state) : state;
     case "eject":
       return { ...state, eject: { name: event.name, waiting: true, error: "", forcible: false } };
     case "eject-answer":
       return withEjectAnswer(state, event, at);
+    default:
+      return isActive(state) ? reduceActive(state, event, at) : reduceIdle(state, event, at);
+  }
+}
+
+/** @param {State} state that nothing is attached in @param {Event} event @param {number} at @returns {State} */
+function reduceIdle(state, event, at) {
+  switch (event.type) {
+    case "choose":
+      return { ...state, chosen: event.name };
+    case "image":
+      return withImage(state, event.image, at);
+    case "refuse":
+      return withProblem(state, event.problem, at);
+    case "start":
+      return started(state, at);
+    default:
+      return state;
+  }
+}
+
+/** @param {State} state with an active attachment @param {Event} event @param {number} at @returns {State} */
+function reduceActive(state, event, at) {
+  switch (event.type) {
+    case "link":
+      return withLink(state, event.detail, at);
+    case "stop":
+      return stopping(state);
+    default:
+      return state;
   }
 }
 
@@ -155,10 +171,14 @@ function withConfiguration(state, changed) {
 
 /** @param {State} state @param {File} image @param {number} at @returns {State} */
 function withImage(state, image, at) {
-  const chosen = { ...state, attachment: null };
-  if (image.size > 0) return { ...chosen, image, problem: null };
-  const problem = emptyImage(image.name);
-  return log({ ...chosen, image: null, problem }, problem.headline, at);
+  const fresh = { ...state, attachment: null };
+  if (image.size > 0) return { ...fresh, image, problem: null };
+  return withProblem({ ...fresh, image: null }, emptyImage(image.name), at);
+}
+
+/** @param {State} state @param {Problem} problem @param {number} at @returns {State} */
+function withProblem(state, problem, at) {
+  return log({ ...state, problem }, `${problem.headline} ${problem.detail}`, at);
 }
 
 /** @param {State} state @param {number} at @returns {State} */
@@ -211,10 +231,10 @@ function phaseAfter(before, { phase, server, error }) {
   if (phase === "ended") return error === null ? "ended" : "failed";
   if (before.phase === "stopping") return "stopping";
   if (phase === "held") return "held";
+  if (server !== null) return server.phase;
   if (phase !== "serving") return "connecting";
   // A plain link tells nothing of the device: requests that come are all there is to see.
-  if (server === null) return before.configuration === null ? "attached" : "attaching";
-  return server.phase;
+  return before.configuration === null ? "attached" : "attaching";
 }
 
 /** @param {Attachment} before @param {Attachment} after @returns {string[]} lines for the log */

@@ -72,8 +72,8 @@ export function nothingChosen() {
 /** @param {string} name @returns {Problem} */
 export function emptyImage(name) {
   return {
-    headline: "The image is empty.",
-    detail: `“${name}” has 0 bytes, and a disk needs at least one. Perhaps its download failed: fetch or copy it again.`,
+    headline: "Nothing to attach.",
+    detail: `“${name}” is empty, and a disk needs at least one byte. Perhaps its download failed: fetch or copy it again.`,
   };
 }
 

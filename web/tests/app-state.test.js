@@ -66,7 +66,7 @@ test("an empty image is refused before anything connects", () => {
   const state = after(OPEN, { type: "image", image: new File([], "x.iso") }, { type: "start" });
   assert.equal(state.image, null);
   assert.equal(state.attachment, null);
-  assert.equal(state.problem?.headline, "The image is empty.");
+  assert.equal(state.problem?.headline, "Nothing to attach.");
 });
 
 test("a second start changes nothing while the first goes on", () => {
