@@ -95,3 +95,52 @@ impl Input {
         skipped
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn large_pieces_are_taken_without_a_copy() {
+        let piece = Bytes::from(vec![7; 4096]);
+        let mut input = Input::default();
+        input.push(piece.clone());
+        assert_eq!(input.take_array(), Some([7; 16]));
+        assert_eq!(input.take(1000).unwrap().as_ptr(), piece[16..].as_ptr());
+        assert_eq!(input.take_some(usize::MAX).as_ptr(), piece[1016..].as_ptr());
+        assert_eq!(input.len(), 0);
+    }
+
+    #[test]
+    fn nothing_is_allocated_for_what_has_not_arrived() {
+        let mut input = Input::default();
+        input.push(Bytes::from_static(b"abc"));
+        assert_eq!(input.take(usize::MAX), None);
+        assert_eq!(input.peek::<4>(), None);
+        assert_eq!(input.skip(usize::MAX), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn a_stream_is_read_the_same_however_it_arrives(
+            lengths in prop::collection::vec(0usize..1500, 0..8),
+            reads in prop::collection::vec(1usize..3000, 1..8),
+        ) {
+            let stream: Bytes = (0..lengths.iter().sum::<usize>()).map(|at| u8::try_from(at % 251).unwrap()).collect();
+            let mut input = Input::default();
+            let mut rest = stream.clone();
+            for length in lengths {
+                input.push(rest.split_to(length));
+            }
+            let mut rest = stream;
+            for read in reads {
+                prop_assert_eq!(input.peek::<1>().map(|[byte]| byte), rest.first().copied());
+                let expected = (read <= rest.len()).then(|| rest.split_to(read));
+                prop_assert_eq!(input.take(read), expected);
+                prop_assert_eq!(input.len(), rest.len());
+            }
+        }
+    }
+}

@@ -158,3 +158,67 @@ fn own(part: &Bytes) -> BytesMut {
     copy.extend_from_slice(part);
     copy
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn zeroes_share_one_block() {
+        let payload = Payload::zeros(3 * ZEROES.len() + 5);
+        assert_eq!(payload.len(), 3 * ZEROES.len() + 5);
+        assert!(
+            payload
+                .parts()
+                .iter()
+                .all(|part| part.as_ptr() == ZEROES.as_ptr())
+        );
+        assert_eq!(payload.parts().len(), 4);
+        assert!(Payload::zeros(0).is_empty());
+    }
+
+    #[test]
+    fn single_bytes_are_gathered_and_let_go_of_the_message_they_came_in() {
+        let message = Bytes::from(vec![7; 1 << 20]);
+        let mut payload = Payload::new();
+        for at in 0..10_000 {
+            payload.push(message.slice(at..=at));
+        }
+        assert!(message.is_unique());
+        assert_eq!(
+            (payload.len(), payload.to_bytes()),
+            (10_000, message.slice(..10_000))
+        );
+        assert!(payload.parts().len() <= 10_000 / SMALL + 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "of a payload of 5 bytes")]
+    fn a_slice_beyond_the_end_panics() {
+        let _ = Payload::zeros(5).slice(3..6);
+    }
+
+    proptest! {
+        #[test]
+        fn a_payload_is_its_bytes_however_it_was_put_together(
+            lengths in prop::collection::vec(0usize..2000, 0..8),
+            cut in any::<(prop::sample::Index, prop::sample::Index)>(),
+        ) {
+            let total = lengths.iter().sum::<usize>();
+            let bytes: Bytes = (0..total).map(|at| u8::try_from(at % 251).unwrap()).collect();
+            let mut rest = bytes.clone();
+            let payload: Payload = lengths.iter().map(|&length| rest.split_to(length)).collect();
+            prop_assert_eq!(&payload, &Payload::from(bytes.clone()));
+            prop_assert!(payload.parts().iter().all(|part| !part.is_empty()));
+
+            let (a, b) = (cut.0.index(total + 1), cut.1.index(total + 1));
+            let (start, end) = (a.min(b), a.max(b));
+            prop_assert_eq!(payload.slice(start..end).to_bytes(), bytes.slice(start..end));
+            let mut joined = payload.slice(0..start);
+            joined.append(payload.slice(start..total));
+            prop_assert_eq!(joined, payload);
+        }
+    }
+}

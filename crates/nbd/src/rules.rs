@@ -77,6 +77,21 @@ impl BrokenRule {
     }
 }
 
+/// The flags without those that mean nothing in this session (proto.md, "Transmission flags"): DF
+/// depends on structured replies, fast zeroes on zeroes, and experiments are not taken part in.
+pub(crate) fn meaningful_flags(
+    mut flags: TransmissionFlags,
+    structured_replies: bool,
+) -> TransmissionFlags {
+    if !structured_replies {
+        flags.remove(TransmissionFlags::SEND_DF);
+    }
+    if !flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) {
+        flags.remove(TransmissionFlags::SEND_FAST_ZERO);
+    }
+    flags - TransmissionFlags::SEND_RESIZE - TransmissionFlags::BLOCK_STATUS_PAYLOAD
+}
+
 /// What was announced and agreed on, as far as it bounds requests.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {

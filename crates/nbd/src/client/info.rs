@@ -2,6 +2,7 @@
 
 use super::HandshakeError;
 use crate::export::{BlockSizes, Export};
+use crate::rules::meaningful_flags;
 use crate::text::{InvalidString, display_text, parse_string};
 use crate::wire::{
     InfoType, MAX_EXPORT_SIZE, MAX_STRING_LENGTH, TransmissionFlags, u16_at, u32_at, u64_at,
@@ -66,26 +67,18 @@ impl ExportInfo {
             name: self.name.unwrap_or_else(|| asked.to_owned()),
             description: self.description.filter(|text| !text.is_empty()),
             size,
-            flags: usable_flags(flags, structured)?,
+            flags: parse_flags(flags, structured)?,
             block_sizes: self.block_sizes,
         })
     }
 }
 
-/// The flags without those that mean nothing in this session (proto.md, "Transmission flags").
-fn usable_flags(bits: u16, structured: bool) -> Result<TransmissionFlags, HandshakeError> {
-    let mut flags = TransmissionFlags::from_bits_truncate(bits);
+fn parse_flags(bits: u16, structured: bool) -> Result<TransmissionFlags, HandshakeError> {
+    let flags = TransmissionFlags::from_bits_truncate(bits);
     if !flags.contains(TransmissionFlags::HAS_FLAGS) {
         return Err(HandshakeError::MissingHasFlags(bits));
     }
-    if !structured {
-        flags.remove(TransmissionFlags::SEND_DF);
-    }
-    if !flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) {
-        flags.remove(TransmissionFlags::SEND_FAST_ZERO);
-    }
-    flags.remove(TransmissionFlags::SEND_RESIZE | TransmissionFlags::BLOCK_STATUS_PAYLOAD);
-    Ok(flags)
+    Ok(meaningful_flags(flags, structured))
 }
 
 fn parse_block_sizes(payload: &[u8; 12]) -> Result<BlockSizes, HandshakeError> {

@@ -154,7 +154,7 @@ mod tests {
         let cut_short: [&[u8]; 6] = [
             b"",
             b"\0\0\0",
-            b"\0\0\0\x05name\0\0",
+            b"\0\0\0\x07name\0\0",
             b"\xff\xff\xff\xffname\0\0",
             b"\0\0\0\x04name\0\x01",
             b"\0\0\0\x04name\0\0\0",

@@ -10,7 +10,7 @@ use crate::command::{Command, Failure, Reply};
 use crate::export::{Export, Negotiated};
 use crate::input::Input;
 use crate::payload::Payload;
-use crate::rules::{BrokenRule, Rules};
+use crate::rules::{BrokenRule, Rules, meaningful_flags};
 use crate::wire::{
     CommandFlags, CommandType, DEFAULT_MAXIMUM_PAYLOAD, RequestHeader, TransmissionFlags,
 };
@@ -224,18 +224,13 @@ impl Transmission {
     }
 }
 
-/// The transmission flags that a client is told of and may rely on (proto.md, "Transmission
-/// flags"): DF depends on structured replies, and fast zeroes on zeroes.
+/// The transmission flags that a client is told of and may rely on.
 pub(super) fn offered_flags(
-    mut flags: TransmissionFlags,
+    flags: TransmissionFlags,
     structured_replies: bool,
 ) -> TransmissionFlags {
-    flags.insert(TransmissionFlags::HAS_FLAGS);
-    flags.set(TransmissionFlags::SEND_DF, structured_replies);
-    if !flags.contains(TransmissionFlags::SEND_WRITE_ZEROES) {
-        flags.remove(TransmissionFlags::SEND_FAST_ZERO);
-    }
-    flags
+    let ours = TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_DF;
+    meaningful_flags(flags | ours, structured_replies)
 }
 
 /// A request that keeps all rules, which makes the last arm of the commands the only one left.
