@@ -17,14 +17,14 @@ const SIZE: usize = (BLOCK * BLOCKS) as usize;
 /// One direction of a connection, which delivers what was sent in pieces of its own choice.
 struct Pipe {
     bytes: VecDeque<u8>,
-    lengths: std::iter::Cycle<std::vec::IntoIter<usize>>,
+    lengths: VecDeque<usize>,
 }
 
 impl Pipe {
     fn new(lengths: &[usize]) -> Self {
         Self {
             bytes: VecDeque::new(),
-            lengths: lengths.to_vec().into_iter().cycle(),
+            lengths: lengths.iter().copied().collect(),
         }
     }
 
@@ -33,7 +33,8 @@ impl Pipe {
     }
 
     fn receive(&mut self) -> Option<Bytes> {
-        let length = self.lengths.next()?.min(self.bytes.len());
+        let length = self.lengths[0].min(self.bytes.len());
+        self.lengths.rotate_left(1);
         (length > 0).then(|| self.bytes.drain(..length).collect())
     }
 }

@@ -26,7 +26,7 @@ fn exports() -> Vec<Export> {
         name: "other".into(),
         description: None,
         block_sizes: None,
-        ..image.clone()
+        ..image
     };
     vec![image, other]
 }
