@@ -103,11 +103,11 @@ mod tests {
 
     #[test]
     fn pieces_are_not_copied() {
-        let message = bytes(0..1000);
-        let mut assembly = Assembly::new(5, 1000);
-        assembly.push(505, message.slice(500..));
-        assembly.push(5, message.slice(..500));
-        assembly.settle(1000);
+        let message = bytes(0..10_000);
+        let mut assembly = Assembly::new(5, 10_000);
+        assembly.push(5005, message.slice(5000..));
+        assembly.push(5, message.slice(..5000));
+        assembly.settle(10_000);
         let whole = assembly.finish();
         assert_eq!(whole.to_bytes(), message);
         assert_eq!(whole.parts()[0].as_ptr(), message.as_ptr());

@@ -211,7 +211,7 @@ mod tests {
             assert_eq!(take_all_that_fit(&mut requests, only_small).len(), 1);
         }
         requests.push(RequestId(9), CommandFlags::empty(), read(0, 512));
-        assert_eq!(take_all_that_fit(&mut requests, only_small), []);
+        assert!(take_all_that_fit(&mut requests, only_small).is_empty());
         assert_eq!(take_all_that_fit(&mut requests, |_| true)[0], 0);
     }
 

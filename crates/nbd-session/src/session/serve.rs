@@ -167,7 +167,9 @@ impl Session {
         let link = self.link.as_ref().filter(|link| link.is_serving())?;
         let waiting = self.requests.first_waiting()?;
         let is_flushing = link.jobs().any(|job| matches!(job, Job::Flush(_)));
-        if self.has_room_for(&waiting.command) || self.log.is_empty() || is_flushing {
+        let is_needed =
+            !self.has_room_for(&waiting.command) && !self.log.is_empty() && !is_flushing;
+        if !is_needed || !link.fits(&Command::Flush, &self.config) {
             return None;
         }
         Some((

@@ -69,7 +69,7 @@ pub(super) fn plan(
             Command::WriteZeroes { .. } => plan_zeroes(geometry, limits, flags, &command),
             Command::Flush if geometry.can_flush => Plan::Ask(vec![(flags, command)], Shape::Done),
             Command::Trim { .. } if geometry.can_trim => plan_whole(geometry, flags, &command),
-            Command::Cache { .. } if geometry.can_cache => plan_whole(geometry, flags, &command),
+            Command::Cache { .. } if geometry.can_cache => plan_cache(geometry, limits, &command),
             Command::Flush | Command::Trim { .. } | Command::Cache { .. } => {
                 Plan::Answer(Ok(Reply::Done))
             }
@@ -148,6 +148,17 @@ fn plan_block_status(
     }
 }
 
+fn plan_cache(geometry: &Geometry, limits: Limits, command: &Command) -> Plan {
+    let range = aligned(geometry, limits, command);
+    match range.map(|(offset, end, _)| (offset, u32::try_from(end - offset))) {
+        Some((offset, Ok(length))) => {
+            let part = Command::Cache { offset, length };
+            Plan::Ask(vec![(CommandFlags::empty(), part)], Shape::Done)
+        }
+        _ => Plan::Answer(Ok(Reply::Done)),
+    }
+}
+
 /// Bytes of the padding cannot be kept: they must be the zeroes that they are.
 fn plan_write(
     geometry: &Geometry,
@@ -199,7 +210,7 @@ fn plan_zeroes(
     ask_or_done(parts.collect())
 }
 
-/// Passes on a command without data, without the padding.
+/// Passes on a TRIM or WRITE_ZEROES, without the padding.
 fn plan_whole(geometry: &Geometry, flags: CommandFlags, command: &Command) -> Plan {
     let (offset, length) = inside(geometry, command);
     let Some(length) = u32::try_from(length).ok().filter(|length| *length > 0) else {
@@ -207,7 +218,6 @@ fn plan_whole(geometry: &Geometry, flags: CommandFlags, command: &Command) -> Pl
     };
     let part = match command {
         Command::Trim { .. } => Command::Trim { offset, length },
-        Command::Cache { .. } => Command::Cache { offset, length },
         _ => Command::WriteZeroes { offset, length },
     };
     Plan::Ask(vec![(flags, part)], Shape::Done)

@@ -1,0 +1,331 @@
+//! The machine that uses the disk: what it asks, and what it must get.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use bytes::Bytes;
+use nbd::wire::{CommandFlags, Errno, ExtentFlags};
+use nbd::{Command, Payload, Reply};
+use nbd_session::{Geometry, RequestId};
+
+use crate::random::Random;
+use crate::store::{ORIGINAL, SECTOR, Stamp, ZEROES, content};
+
+/// What the machine knows of each sector: the stamps that a read may show.
+type Allowed = Vec<Vec<Stamp>>;
+
+pub(crate) struct Machine {
+    image_size: usize,
+    sectors: usize,
+    sector_aligned: bool,
+    committed: Allowed,
+    outstanding: HashMap<RequestId, Asked>,
+    next_id: u64,
+    next_stamp: Stamp,
+    /// How many reads were answered with bytes.
+    pub(crate) read: u64,
+}
+
+/// A request without an answer.
+enum Asked {
+    Read {
+        range: Range<usize>,
+        allowed: Allowed,
+    },
+    Write {
+        sectors: Range<usize>,
+        stamp: Stamp,
+        certain: bool,
+    },
+    Status {
+        length: u64,
+        one: bool,
+    },
+    Nothing,
+}
+
+impl Machine {
+    pub(crate) fn new(geometry: &Geometry) -> Self {
+        let size = usize::try_from(geometry.size).unwrap();
+        assert_eq!(size % SECTOR, 0);
+        Self {
+            image_size: usize::try_from(geometry.image_size).unwrap(),
+            sectors: size / SECTOR,
+            sector_aligned: !geometry.read_only,
+            committed: vec![vec![ORIGINAL]; size / SECTOR],
+            outstanding: HashMap::new(),
+            next_id: 0,
+            next_stamp: 16,
+            read: 0,
+        }
+    }
+
+    pub(crate) fn outstanding(&self) -> usize {
+        self.outstanding.len()
+    }
+
+    /// Makes up a request.
+    pub(crate) fn ask(
+        &mut self,
+        random: &mut Random,
+        writable: bool,
+    ) -> (RequestId, CommandFlags, Command) {
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        let (flags, command, asked) = match random.below(100) {
+            0..15 if writable => self.write(random),
+            15..20 if writable => self.write_zeroes(random),
+            20..23 if writable => self.trim(random),
+            23..30 => (CommandFlags::empty(), Command::Flush, Asked::Nothing),
+            30..34 => self.block_status(random),
+            34..36 => {
+                let (offset, length) = self.range(random);
+                (
+                    CommandFlags::empty(),
+                    Command::Cache { offset, length },
+                    Asked::Nothing,
+                )
+            }
+            _ => self.read(random),
+        };
+        self.outstanding.insert(id, asked);
+        (id, flags, command)
+    }
+
+    /// Checks an answer. `may_fail`: something justifies an error; `may_lose`: acknowledged writes may be gone.
+    pub(crate) fn answer(
+        &mut self,
+        id: RequestId,
+        result: Result<Reply, Errno>,
+        may_fail: bool,
+        may_lose: bool,
+    ) {
+        let asked = self
+            .outstanding
+            .remove(&id)
+            .unwrap_or_else(|| panic!("{id:?} was answered twice"));
+        match (asked, result) {
+            (asked, Err(errno)) => {
+                assert!(
+                    may_fail,
+                    "{id:?} failed without a cause: {errno} {}",
+                    match &asked {
+                        Asked::Read { range, .. } => format!("read {range:?}"),
+                        Asked::Write { sectors, .. } => format!("{sectors:?}"),
+                        Asked::Status { length, .. } => format!("st {length}"),
+                        Asked::Nothing => "no".into(),
+                    }
+                );
+                assert_eq!(errno, Errno::EIO, "{id:?}");
+                if let Asked::Write { sectors, stamp, .. } = asked {
+                    self.committed[sectors]
+                        .iter_mut()
+                        .for_each(|stamps| stamps.push(stamp));
+                }
+            }
+            (Asked::Read { range, allowed }, Ok(Reply::Data(data))) => {
+                assert_eq!(data.len(), range.len(), "{id:?}");
+                self.read += 1;
+                if !may_lose {
+                    self.check_bytes(id, &range, &allowed, &data.to_bytes());
+                }
+            }
+            (
+                Asked::Write {
+                    sectors,
+                    stamp,
+                    certain,
+                },
+                Ok(Reply::Done),
+            ) => {
+                for stamps in &mut self.committed[sectors] {
+                    if certain {
+                        stamps.clear();
+                    }
+                    stamps.push(stamp);
+                }
+            }
+            (Asked::Status { length, one }, Ok(Reply::BlockStatus(extents))) => {
+                let described: u64 = extents.iter().map(|extent| u64::from(extent.length)).sum();
+                assert!((1..=length).contains(&described), "{id:?}: {extents:?}");
+                assert!(!one || extents.len() == 1);
+                assert!(
+                    extents
+                        .iter()
+                        .all(|extent| ExtentFlags::all().contains(extent.flags))
+                );
+            }
+            (Asked::Nothing, Ok(Reply::Done)) => {}
+            (_, Ok(reply)) => panic!("{id:?} was answered with {reply:?}"),
+        }
+    }
+
+    fn check_bytes(&self, id: RequestId, range: &Range<usize>, allowed: &Allowed, data: &[u8]) {
+        let first = range.start / SECTOR;
+        for (sector, stamps) in (first..).zip(allowed) {
+            let start = range.start.max(sector * SECTOR);
+            let end = range.end.min((sector + 1) * SECTOR);
+            let got = &data[start - range.start..end - range.start];
+            let shows = |stamp: &Stamp| {
+                let mut bytes = content(*stamp, sector);
+                bytes[self.image_size.saturating_sub(sector * SECTOR).min(SECTOR)..].fill(0);
+                got == &bytes[start - sector * SECTOR..end - sector * SECTOR]
+            };
+            assert!(
+                stamps.iter().any(shows),
+                "{id:?}: sector {sector} shows none of {stamps:?}: {:?}",
+                &got[..4.min(got.len())]
+            );
+        }
+    }
+
+    fn read(&mut self, random: &mut Random) -> (CommandFlags, Command, Asked) {
+        let (offset, length) = self.range(random);
+        let start = usize::try_from(offset).unwrap();
+        let range = start..start + length as usize;
+        let sectors = range.start / SECTOR..range.end.div_ceil(SECTOR);
+        let mut allowed = self.committed[sectors.clone()].to_vec();
+        for asked in self.outstanding.values() {
+            if let Asked::Write {
+                sectors: written,
+                stamp,
+                ..
+            } = asked
+            {
+                allow(&sectors, &mut allowed, written, *stamp);
+            }
+        }
+        (
+            CommandFlags::empty(),
+            Command::Read { offset, length },
+            Asked::Read { range, allowed },
+        )
+    }
+
+    fn write(&mut self, random: &mut Random) -> (CommandFlags, Command, Asked) {
+        self.next_stamp += 1;
+        let stamp = self.next_stamp;
+        let (sectors, asked) = self.change(random, stamp, true, 24);
+        let mut bytes: Vec<u8> = sectors
+            .clone()
+            .flat_map(|sector| content(stamp, sector))
+            .collect();
+        let kept = self
+            .image_size
+            .saturating_sub(sectors.start * SECTOR)
+            .min(bytes.len());
+        bytes[kept..].fill(0);
+        let flags = if random.percent(20) {
+            CommandFlags::FUA
+        } else {
+            CommandFlags::empty()
+        };
+        let offset = (sectors.start * SECTOR) as u64;
+        (
+            flags,
+            Command::Write {
+                offset,
+                data: Payload::from(Bytes::from(bytes)),
+            },
+            asked,
+        )
+    }
+
+    fn write_zeroes(&mut self, random: &mut Random) -> (CommandFlags, Command, Asked) {
+        let (sectors, asked) = self.change(random, ZEROES, true, 64);
+        let (offset, length) = bytes_of(&sectors);
+        let flags = random.pick(&[
+            CommandFlags::empty(),
+            CommandFlags::NO_HOLE,
+            CommandFlags::FUA,
+        ]);
+        (flags, Command::WriteZeroes { offset, length }, asked)
+    }
+
+    /// A trimmed sector may keep its content.
+    fn trim(&mut self, random: &mut Random) -> (CommandFlags, Command, Asked) {
+        let (sectors, asked) = self.change(random, ZEROES, false, 64);
+        let (offset, length) = bytes_of(&sectors);
+        (
+            CommandFlags::empty(),
+            Command::Trim { offset, length },
+            asked,
+        )
+    }
+
+    fn block_status(&mut self, random: &mut Random) -> (CommandFlags, Command, Asked) {
+        let (offset, length) = self.range(random);
+        let one = random.percent(50);
+        let flags = if one {
+            CommandFlags::REQ_ONE
+        } else {
+            CommandFlags::empty()
+        };
+        (
+            flags,
+            Command::BlockStatus { offset, length },
+            Asked::Status {
+                length: length.into(),
+                one,
+            },
+        )
+    }
+
+    /// Some sectors that get a new stamp: reads that are under way may show it already.
+    fn change(
+        &mut self,
+        random: &mut Random,
+        stamp: Stamp,
+        certain: bool,
+        most: u64,
+    ) -> (Range<usize>, Asked) {
+        let start = usize::try_from(random.below(self.sectors as u64)).unwrap();
+        let length = usize::try_from(random.between(1, most)).unwrap();
+        let sectors = start..(start + length).min(self.sectors);
+        for asked in self.outstanding.values_mut() {
+            if let Asked::Read { range, allowed } = asked {
+                let read = range.start / SECTOR..range.end.div_ceil(SECTOR);
+                allow(&read, allowed, &sectors, stamp);
+            }
+        }
+        (
+            sectors.clone(),
+            Asked::Write {
+                sectors,
+                stamp,
+                certain,
+            },
+        )
+    }
+
+    /// A range of the disk in bytes; of sectors where the disk is writable.
+    fn range(&self, random: &mut Random) -> (u64, u32) {
+        let size = (self.sectors * SECTOR) as u64;
+        let unit = if self.sector_aligned {
+            SECTOR as u64
+        } else {
+            1
+        };
+        let offset = random.below(size / unit) * unit;
+        let most = random.pick(&[1, 512, 4096, 20_000]);
+        let length = random
+            .between(1, most)
+            .next_multiple_of(unit)
+            .min(size - offset);
+        (offset, u32::try_from(length).unwrap())
+    }
+}
+
+/// Adds `stamp` to what `allowed` has for those of its sectors that are in `changed`.
+fn allow(sectors: &Range<usize>, allowed: &mut Allowed, changed: &Range<usize>, stamp: Stamp) {
+    for sector in changed.start.max(sectors.start)..changed.end.min(sectors.end) {
+        allowed[sector - sectors.start].push(stamp);
+    }
+}
+
+fn bytes_of(sectors: &Range<usize>) -> (u64, u32) {
+    (
+        (sectors.start * SECTOR) as u64,
+        u32::try_from(sectors.len() * SECTOR).unwrap(),
+    )
+}
