@@ -246,7 +246,7 @@ mod tests {
     async fn it_is_told_action_name_and_subject_and_has_no_input_or_output() {
         let folder = tempfile::tempdir().unwrap();
         let script = r#"echo "$1|$2|$NBD_PROXY_DEVICE|$NBD_PROXY_SIZE|$NBD_PROXY_READ_ONLY|$NBD_PROXY_IMAGE|$NBD_PROXY_USER|$NBD_PROXY_MEDIA|$NBD_PROXY_REASON" >record
-            exec 9>>record; readlink /proc/$$/fd/0 >&9; readlink /proc/$$/fd/1 >&9; true"#;
+            ends=$(readlink /proc/$$/fd/0 /proc/$$/fd/1); echo "$ends" >>record"#;
         run(&hook(folder.path(), script), Action::Stop, never()).await.unwrap();
         let record = std::fs::read_to_string(folder.path().join("record")).unwrap();
         let lines: Vec<_> = record.lines().collect();

@@ -144,9 +144,10 @@ impl Worker {
         let Some(ending) = &mut self.life.ending else { return };
         self.volume.end(now, ending.reason.clone());
         for answer in ending.answers.drain(..) {
-            let _ = answer.send(match users.is_empty() {
-                true => Ok(Ejected::Free),
-                false => Ok(Ejected::Draining { users: users.clone() }),
+            let _ = answer.send(match &ending.failure {
+                Some(failure) => Err(EjectError::Failed(failure.clone())),
+                None if users.is_empty() => Ok(Ejected::Free),
+                None => Ok(Ejected::Draining { users: users.clone() }),
             });
         }
         if self.board.status().outcome.is_some() {

@@ -96,6 +96,7 @@ fn every_form_of_device_is_understood() {
         ("auto", DeviceSpec::Auto),
     ] {
         assert_eq!(parse_device(text).as_ref(), Ok(&device), "{text}");
+        assert_eq!(device.to_string(), text);
     }
     for text in ["", "/dev/sda", "/dev/nbd", "/dev/nbd0p1", "/dev/nbd007", "nbd:0", "loop:x", "tcp:localhost", "udp:x"] {
         assert!(parse_device(text).is_err(), "{text}");

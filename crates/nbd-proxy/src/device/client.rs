@@ -65,10 +65,10 @@ pub(crate) enum ClientError {
 
 /// What a volume looks like to NBD clients.
 pub(crate) fn export(name: &str, geometry: &Geometry) -> Export {
-    let mut flags = TransmissionFlags::HAS_FLAGS;
+    // A disk with nothing to flush takes FLUSH all the same, so that nobody has to know.
+    let mut flags = TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_FLUSH;
     for (can, flag) in [
         (geometry.read_only, TransmissionFlags::READ_ONLY | TransmissionFlags::CAN_MULTI_CONN),
-        (geometry.can_flush, TransmissionFlags::SEND_FLUSH),
         (geometry.can_fua, TransmissionFlags::SEND_FUA),
         (geometry.can_trim, TransmissionFlags::SEND_TRIM),
         (geometry.can_write_zeroes, TransmissionFlags::SEND_WRITE_ZEROES),

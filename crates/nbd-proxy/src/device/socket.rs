@@ -72,19 +72,23 @@ impl SocketDevice {
         if !force && !users.is_empty() {
             return Err(DeviceError::InUse { device: self.path.clone(), users });
         }
-        self.acceptor.abort();
-        if let Some(file) = &self.file {
-            file.remove();
-        }
+        self.close();
         Ok(Detached::Free)
     }
 
     pub(crate) async fn drained(&self) {}
+
+    fn close(&self) {
+        self.acceptor.abort();
+        if let Some(file) = &self.file {
+            file.remove();
+        }
+    }
 }
 
 impl Drop for SocketDevice {
     fn drop(&mut self) {
-        self.acceptor.abort();
+        self.close();
     }
 }
 
@@ -309,6 +313,3 @@ impl Drop for Entry {
         self.clients.present().names.remove(&self.number);
     }
 }
-
-#[cfg(test)]
-mod tests;
