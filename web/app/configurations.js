@@ -38,8 +38,7 @@ export class ConfigurationList {
   render(state, locked) {
     const { configurations } = state;
     this.note.hidden = configurations.length > 0;
-    this.note.textContent =
-      state.access === null ? "Asking the machine…" : NOTES[state.access.kind];
+    setText(this.note, state.access === null ? "Asking the machine…" : NOTES[state.access.kind]);
     this.#keep(configurations);
     for (const configuration of configurations) {
       const row = /** @type {Row} */ (this.rows.get(configuration.name));
@@ -106,7 +105,8 @@ class Row {
 
     const eject = state.eject?.name === this.name ? state.eject : null;
     // Its place is kept, so that the row does not change when its use does.
-    this.eject.classList.toggle("invisible", session === null);
+    const ejectable = session !== null && session.state !== "draining";
+    this.eject.classList.toggle("invisible", !ejectable);
     this.eject.disabled = eject?.waiting ?? false;
     this.refusal.hidden = eject === null || eject.error === "";
     setText(this.reason, sentence(eject?.error ?? ""));

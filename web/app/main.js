@@ -48,15 +48,17 @@ async function start() {
     dispatch({ type: "refuse", problem: explain({ code: "unreachable", reason: "" }) });
     return;
   }
-  if (state.image === null && view.chosenFile !== null)
+  if (state.image === null && view.chosenFile !== null) {
     dispatch({ type: "image", image: view.chosenFile });
-  const before = state.attachment;
-  dispatch({ type: "start" });
-  if (state.attachment === before || state.attachment === null) {
-    if (state.image === null) view.focusFile();
-    return;
   }
-  serve(/** @type {File} */ (state.image), state.attachment.configuration);
+  const { attachment: before } = state;
+  dispatch({ type: "start" });
+  const { attachment, image } = state;
+  if (image === null) {
+    view.focusFile();
+  } else if (attachment !== null && attachment !== before) {
+    serve(image, attachment.configuration);
+  }
 }
 
 /** @param {File} image @param {string | null} configuration */

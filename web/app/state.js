@@ -257,7 +257,7 @@ function phaseLine({ attachedAt }, { phase, link }) {
     case "draining":
       return ["Detaching; the device is still open on the machine."];
     case "ended":
-      return [link.end === null ? "Ended." : `Ended: ${link.end.message}.`];
+      return [link.end === null ? "Ended." : `Ended: ${sentence(link.end.message)}`];
     case "failed": {
       const { headline, detail } = explain(link.error);
       return [`${headline} ${detail}`];

@@ -74,7 +74,7 @@ export class View {
       event.preventDefault();
       handlers.login(this.token.value);
     });
-    // All of the page takes drops: a file that is dropped beside the zone would replace the page, and end what it serves.
+    // All of the page takes drops: a file dropped beside the zone would replace the page.
     addEventListener("dragover", (event) => this.#onDragOver(event));
     addEventListener("dragleave", (event) => {
       if (event.relatedTarget === null) document.body.classList.remove("dragging");
@@ -96,8 +96,8 @@ export class View {
     document.body.classList.remove("dragging");
     if (this.file.disabled) return;
     const { files, items } = /** @type {DataTransfer} */ (event.dataTransfer);
-    if (files.length === 1 && !items[0].webkitGetAsEntry?.()?.isDirectory)
-      this.handlers.image(files[0]);
+    const isFile = files.length === 1 && !items[0].webkitGetAsEntry?.()?.isDirectory;
+    if (isFile) this.handlers.image(files[0]);
     else this.handlers.refuse(notOneFile());
   }
 

@@ -37,7 +37,7 @@ const ERRORS = {
   },
   "not-allowed": { headline: "No access." },
   "no-configuration": { headline: "No such configuration.", hint: "Choose another one." },
-  busy: { headline: "In use.", hint: "The list above shows by whom, and can eject it." },
+  busy: { headline: "In use.", hint: "See the list above, or choose another configuration." },
   "other-image": {
     headline: "Another image is attached.",
     hint: "Choose that same, unchanged file to go on with it, or eject it first.",
