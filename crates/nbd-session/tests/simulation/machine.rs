@@ -19,6 +19,9 @@ pub(crate) struct Machine {
     sectors: usize,
     sector_aligned: bool,
     committed: Allowed,
+    /// Writes that began or ended, and how many there were when one last did in each sector.
+    changes: u64,
+    changed: Vec<u64>,
     outstanding: HashMap<RequestId, Asked>,
     next_id: u64,
     next_stamp: Stamp,
@@ -28,14 +31,19 @@ pub(crate) struct Machine {
 
 /// A request without an answer.
 enum Asked {
+    /// Bytes, and what each sector may show: what it had, and whatever is written to it meanwhile.
+    /// `asked` counts the changes before it.
     Read {
         range: Range<usize>,
         allowed: Allowed,
+        asked: u64,
     },
+    /// Sectors, and what they may have afterwards: the order of writes at the same time is open.
     Write {
         sectors: Range<usize>,
         stamp: Stamp,
         certain: bool,
+        allowed: Allowed,
     },
     Status {
         length: u64,
@@ -53,6 +61,8 @@ impl Machine {
             sectors: size / SECTOR,
             sector_aligned: !geometry.read_only,
             committed: vec![vec![ORIGINAL]; size / SECTOR],
+            changes: 0,
+            changed: vec![0; size / SECTOR],
             outstanding: HashMap::new(),
             next_id: 0,
             next_stamp: 16,
@@ -106,44 +116,40 @@ impl Machine {
             .unwrap_or_else(|| panic!("{id:?} was answered twice"));
         match (asked, result) {
             (asked, Err(errno)) => {
-                assert!(
-                    may_fail,
-                    "{id:?} failed without a cause: {errno} {}",
-                    match &asked {
-                        Asked::Read { range, .. } => format!("read {range:?}"),
-                        Asked::Write { sectors, .. } => format!("{sectors:?}"),
-                        Asked::Status { length, .. } => format!("st {length}"),
-                        Asked::Nothing => "no".into(),
-                    }
-                );
+                assert!(may_fail, "{id:?} failed without a cause: {errno}");
                 assert_eq!(errno, Errno::EIO, "{id:?}");
-                if let Asked::Write { sectors, stamp, .. } = asked {
-                    self.committed[sectors]
-                        .iter_mut()
-                        .for_each(|stamps| stamps.push(stamp));
+                if let Asked::Write {
+                    sectors, allowed, ..
+                } = asked
+                {
+                    self.commit(&sectors, allowed, false);
                 }
             }
-            (Asked::Read { range, allowed }, Ok(Reply::Data(data))) => {
+            (
+                Asked::Read {
+                    range,
+                    allowed,
+                    asked,
+                },
+                Ok(Reply::Data(data)),
+            ) => {
                 assert_eq!(data.len(), range.len(), "{id:?}");
-                self.read += 1;
+                self.read += u64::from(range.start < self.image_size);
                 if !may_lose {
-                    self.check_bytes(id, &range, &allowed, &data.to_bytes());
+                    let shown = self.check_bytes(id, &range, &allowed, &data.to_bytes());
+                    self.learn(&range, asked, &shown);
                 }
             }
             (
                 Asked::Write {
                     sectors,
-                    stamp,
                     certain,
+                    allowed,
+                    ..
                 },
                 Ok(Reply::Done),
             ) => {
-                for stamps in &mut self.committed[sectors] {
-                    if certain {
-                        stamps.clear();
-                    }
-                    stamps.push(stamp);
-                }
+                self.commit(&sectors, allowed, certain);
             }
             (Asked::Status { length, one }, Ok(Reply::BlockStatus(extents))) => {
                 let described: u64 = extents.iter().map(|extent| u64::from(extent.length)).sum();
@@ -160,9 +166,26 @@ impl Machine {
         }
     }
 
-    fn check_bytes(&self, id: RequestId, range: &Range<usize>, allowed: &Allowed, data: &[u8]) {
-        let first = range.start / SECTOR;
-        for (sector, stamps) in (first..).zip(allowed) {
+    /// A write has ended: its sectors have what is allowed now, or, unless that is certain, what they had.
+    fn commit(&mut self, sectors: &Range<usize>, allowed: Allowed, certain: bool) {
+        self.note_change(sectors);
+        for (committed, allowed) in self.committed[sectors.clone()].iter_mut().zip(allowed) {
+            if certain {
+                committed.clear();
+            }
+            committed.extend(allowed);
+        }
+    }
+
+    /// Checks that a read shows what it may; gives what that is, where it is certain.
+    fn check_bytes(
+        &self,
+        id: RequestId,
+        range: &Range<usize>,
+        allowed: &Allowed,
+        data: &[u8],
+    ) -> Vec<Option<Stamp>> {
+        let check_sector = |(sector, stamps): (usize, &Vec<Stamp>)| {
             let start = range.start.max(sector * SECTOR);
             let end = range.end.min((sector + 1) * SECTOR);
             let got = &data[start - range.start..end - range.start];
@@ -171,34 +194,61 @@ impl Machine {
                 bytes[self.image_size.saturating_sub(sector * SECTOR).min(SECTOR)..].fill(0);
                 got == &bytes[start - sector * SECTOR..end - sector * SECTOR]
             };
+            let shown: Vec<_> = stamps.iter().copied().filter(shows).collect();
+            let first = &got[..got.len().min(4)];
             assert!(
-                stamps.iter().any(shows),
-                "{id:?}: sector {sector} shows none of {stamps:?}: {:?}",
-                &got[..4.min(got.len())]
+                !shown.is_empty(),
+                "{id:?}: sector {sector} shows none of {stamps:?}: {first:?}"
             );
+            if let [stamp] = shown[..] {
+                Some(stamp)
+            } else {
+                None
+            }
+        };
+        (range.start / SECTOR..)
+            .zip(allowed)
+            .map(check_sector)
+            .collect()
+    }
+
+    /// What was seen of a sector that did not change meanwhile has to stay.
+    fn learn(&mut self, range: &Range<usize>, asked: u64, shown: &[Option<Stamp>]) {
+        for (sector, stamp) in sectors_of(range).zip(shown) {
+            if let Some(stamp) = stamp
+                && self.changed[sector] <= asked
+                && !self.is_changing(sector)
+            {
+                self.committed[sector] = vec![*stamp];
+            }
         }
+    }
+
+    fn note_change(&mut self, sectors: &Range<usize>) {
+        self.changes += 1;
+        self.changed[sectors.clone()].fill(self.changes);
+    }
+
+    fn is_changing(&self, sector: usize) -> bool {
+        let changes = |asked: &Asked| matches!(asked, Asked::Write { sectors, .. } if sectors.contains(&sector));
+        self.outstanding.values().any(changes)
     }
 
     fn read(&mut self, random: &mut Random) -> (CommandFlags, Command, Asked) {
         let (offset, length) = self.range(random);
         let start = usize::try_from(offset).unwrap();
         let range = start..start + length as usize;
-        let sectors = range.start / SECTOR..range.end.div_ceil(SECTOR);
+        let sectors = sectors_of(&range);
         let mut allowed = self.committed[sectors.clone()].to_vec();
-        for asked in self.outstanding.values() {
-            if let Asked::Write {
-                sectors: written,
-                stamp,
-                ..
-            } = asked
-            {
-                allow(&sectors, &mut allowed, written, *stamp);
-            }
-        }
+        self.allow_changes(&sectors, &mut allowed);
         (
             CommandFlags::empty(),
             Command::Read { offset, length },
-            Asked::Read { range, allowed },
+            Asked::Read {
+                range,
+                allowed,
+                asked: self.changes,
+            },
         )
     }
 
@@ -271,7 +321,7 @@ impl Machine {
         )
     }
 
-    /// Some sectors that get a new stamp: reads that are under way may show it already.
+    /// Some sectors that get a new stamp: whatever is under way there may meet it.
     fn change(
         &mut self,
         random: &mut Random,
@@ -282,20 +332,45 @@ impl Machine {
         let start = usize::try_from(random.below(self.sectors as u64)).unwrap();
         let length = usize::try_from(random.between(1, most)).unwrap();
         let sectors = start..(start + length).min(self.sectors);
+        self.note_change(&sectors);
         for asked in self.outstanding.values_mut() {
-            if let Asked::Read { range, allowed } = asked {
-                let read = range.start / SECTOR..range.end.div_ceil(SECTOR);
-                allow(&read, allowed, &sectors, stamp);
+            match asked {
+                Asked::Read { range, allowed, .. } => {
+                    allow(&sectors_of(range), allowed, &sectors, stamp)
+                }
+                Asked::Write {
+                    sectors: written,
+                    allowed,
+                    ..
+                } => allow(written, allowed, &sectors, stamp),
+                Asked::Status { .. } | Asked::Nothing => {}
             }
         }
+        let mut allowed = vec![vec![stamp]; sectors.len()];
+        self.allow_changes(&sectors, &mut allowed);
         (
             sectors.clone(),
             Asked::Write {
                 sectors,
                 stamp,
                 certain,
+                allowed,
             },
         )
+    }
+
+    /// Adds what is being written to `sectors`.
+    fn allow_changes(&self, sectors: &Range<usize>, allowed: &mut Allowed) {
+        for asked in self.outstanding.values() {
+            if let Asked::Write {
+                sectors: written,
+                stamp,
+                ..
+            } = asked
+            {
+                allow(sectors, allowed, written, *stamp);
+            }
+        }
     }
 
     /// A range of the disk in bytes; of sectors where the disk is writable.
@@ -321,6 +396,10 @@ fn allow(sectors: &Range<usize>, allowed: &mut Allowed, changed: &Range<usize>, 
     for sector in changed.start.max(sectors.start)..changed.end.min(sectors.end) {
         allowed[sector - sectors.start].push(stamp);
     }
+}
+
+fn sectors_of(bytes: &Range<usize>) -> Range<usize> {
+    bytes.start / SECTOR..bytes.end.div_ceil(SECTOR)
 }
 
 fn bytes_of(sectors: &Range<usize>) -> (u64, u32) {

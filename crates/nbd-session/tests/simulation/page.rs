@@ -262,6 +262,15 @@ impl Connection {
             return output;
         };
         self.in_flight -= cost(&command, self.structured);
+        if std::env::var_os("SIM_SEED").is_some() {
+            eprintln!(
+                "   {:?} executes {flags:?} {:?} {}+{}",
+                self.link,
+                command.command_type(),
+                command.offset() / 512,
+                command.length() / 512
+            );
+        }
         let result = page.execute(random, self.offer, flags, &command);
         transmission.reply(reply_to, result, &mut output);
         output

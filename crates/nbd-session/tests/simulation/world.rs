@@ -371,6 +371,15 @@ impl World {
         for _ in 0..self.random.between(1, 4) {
             if machine.outstanding() < 24 {
                 let (id, flags, command) = machine.ask(&mut self.random, self.writable);
+                if std::env::var_os("SIM_SEED").is_some() {
+                    eprintln!(
+                        "{}: {id:?} {flags:?} {:?} {}+{}",
+                        self.now / 1000,
+                        command.command_type(),
+                        command.offset() / 512,
+                        command.length() / 512
+                    );
+                }
                 self.volume.submit(now, id, flags, command);
             }
         }
@@ -481,6 +490,9 @@ impl World {
                 }
                 Output::Close { link, code, reason } => self.closed_by_session(link, code, &reason),
                 Output::Complete { request, result } => {
+                    if std::env::var_os("SIM_SEED").is_some() {
+                        eprintln!("{}: {request:?} {}", self.now / 1000, result.is_ok());
+                    }
                     let may_fail = self.may_fail() || self.volume.is_ended();
                     let may_lose = self.may_fail() && self.writable;
                     self.statistics
