@@ -50,7 +50,7 @@ for (const name of /** @type {const} */ (["chromium", "firefox"])) {
     assert.equal(exports[0]["export-size"], session.size);
     assert.equal(exports[0].is_read_only, true);
     assert.equal(exports[0].can_multi_conn, true);
-    assert.equal(exports[0].block_minimum, 1);
+    assert.equal(exports[0].block_size_minimum, 1);
 
     const copy = join(server.folder, "copy");
     await output("nbdcopy", [uri, copy]);

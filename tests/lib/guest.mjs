@@ -35,7 +35,10 @@ export class Guest {
     const agent = await freePort();
     const ports = new Map();
     for (const port of GUEST_PORTS) ports.set(port, await freePort());
-    const forwards = [...ports, [2222, agent]].flatMap(([guest, host]) => ["-p", `${host}:${guest}`]);
+    const forwards = [...ports, [2222, agent]].flatMap(([guest, host]) => [
+      "-p",
+      `${host}:${guest}`,
+    ]);
     const options = ["-R", "-s", share, "-m", "1536", "-t", "1800", ...forwards];
     const machine = new Background(join(VM, "run.sh"), [...options, join(VM, "agent.sh")]);
     await machine.says(/agent: ready/, PATIENCE_SECONDS);
@@ -110,8 +113,14 @@ export class Setting {
     const folder = await guest.run("mktemp -d");
     const setting = new Setting(guest, folder);
     const hook = `${folder}/state`;
-    const all = Object.entries(configurations).map(([name, value]) => [name, { "state-hook": hook, ...value }]);
-    await setting.#write("config.json", JSON.stringify({ configurations: Object.fromEntries(all) }));
+    const all = Object.entries(configurations).map(([name, value]) => [
+      name,
+      { "state-hook": hook, ...value },
+    ]);
+    await setting.#write(
+      "config.json",
+      JSON.stringify({ configurations: Object.fromEntries(all) }),
+    );
     // What a hook sees of the device is part of its record: the size in sectors, and that it can be read.
     const record = `{ echo "$@"; env | grep ^NBD_PROXY_ | sort
       echo "sectors=$(cat /sys/block/\${NBD_PROXY_DEVICE#/dev/}/size)"

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { BROWSERS } from "./browsers.mjs";
-import { waitFor } from "./process.mjs";
+import { atEnd, waitFor } from "./process.mjs";
 
 /** @typedef {import("./browsers.mjs").Tab} Tab */
 /** @typedef {Awaited<ReturnType<typeof import("./program.mjs").serve>>} Server */
@@ -15,7 +15,7 @@ import { waitFor } from "./process.mjs";
  */
 export async function browser(t, name) {
   const started = await BROWSERS[name]();
-  t.after(() => started.close());
+  atEnd(t, () => started.close());
   return started;
 }
 

@@ -128,35 +128,72 @@ export class Background {
     return match;
   }
 
-  /** @param {NodeJS.Signals} [signal] */
+  /**
+   * Asks the program to end, and insists where it does not listen.
+   *
+   * @param {NodeJS.Signals} [signal]
+   */
   async stop(signal = "SIGTERM") {
-    if (this.running) this.child.kill(signal);
-    return this.ended;
+    if (!this.running) return this.ended;
+    this.child.kill(signal);
+    const insist = setTimeout(() => this.child.kill("SIGKILL"), PATIENCE_SECONDS * 1000);
+    return this.ended.finally(() => clearTimeout(insist));
   }
+}
+
+/** @type {WeakMap<TestContext, (() => unknown)[]>} */
+const endings = new WeakMap();
+
+/**
+ * Does something when the test ends. What was begun last ends first, unlike with `t.after`.
+ *
+ * @typedef {import("node:test").TestContext} TestContext
+ * @param {TestContext} t
+ * @param {() => unknown} action
+ */
+export function atEnd(t, action) {
+  const actions = endings.get(t);
+  if (actions) {
+    actions.push(action);
+    return;
+  }
+  const fresh = [action];
+  endings.set(t, fresh);
+  t.after(async () => {
+    const failures = [];
+    for (const each of fresh.reverse()) {
+      try {
+        await each();
+      } catch (error) {
+        failures.push(error);
+      }
+    }
+    if (failures.length > 0) throw new AggregateError(failures, "at the test's end");
+  });
 }
 
 /**
  * Starts a program that is stopped when the test ends.
  *
- * @param {import("node:test").TestContext} t
+ * @param {TestContext} t
  * @param {string} program
  * @param {string[]} args
  * @param {import("node:child_process").SpawnOptions} [options]
  */
 export function background(t, program, args, options) {
   const started = new Background(program, args, options);
-  t.after(() => started.stop());
+  atEnd(t, () => started.stop());
   return started;
 }
 
 /**
  * A new folder that goes when the test ends.
  *
- * @param {import("node:test").TestContext} t
+ * @param {TestContext} t
  */
 export async function temporaryFolder(t) {
   const folder = await mkdtemp(join(tmpdir(), "nbd-proxy-test-"));
-  t.after(() => rm(folder, { recursive: true, force: true }));
+  atEnd(t, () => rm(folder, { recursive: true, force: true }));
   return folder;
 }
 
