@@ -19,7 +19,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     if env::var_os("CARGO_FEATURE_SERVE").is_none() {
         return Ok(());
     }
-    let web = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join(WEB).canonicalize()?;
+    let web = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?)
+        .join(WEB)
+        .canonicalize()?;
     let mut files = Vec::new();
     for entry in SERVED {
         println!("cargo::rerun-if-changed={}", web.join(entry).display());
@@ -47,8 +49,13 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> 
 }
 
 fn entry(web: &Path, file: &Path) -> Result<String, Box<dyn Error>> {
-    let name = file.strip_prefix(web)?.to_str().ok_or("a file name in web/ is not UTF-8")?;
-    let Some(content_type) = content_type(name)? else { return Ok(String::new()) };
+    let name = file
+        .strip_prefix(web)?
+        .to_str()
+        .ok_or("a file name in web/ is not UTF-8")?;
+    let Some(content_type) = content_type(name)? else {
+        return Ok(String::new());
+    };
     let mut hash = DefaultHasher::new();
     hash.write(&fs::read(file)?);
     let mut text = String::new();
@@ -75,6 +82,8 @@ fn content_type(name: &str) -> Result<Option<&'static str>, String> {
         Some("png") => Ok(Some("image/png")),
         Some("ico") => Ok(Some("image/x-icon")),
         Some("webmanifest") => Ok(Some("application/manifest+json")),
-        _ => Err(format!("web/{name}: build.rs doesn't know the content type of such a file")),
+        _ => Err(format!(
+            "web/{name}: build.rs doesn't know the content type of such a file"
+        )),
     }
 }

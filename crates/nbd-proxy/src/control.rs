@@ -39,8 +39,12 @@ impl ControlListener {
                 path.display()
             );
         }
-        let listener = bind_in_place(path).with_context(|| format!("can't listen on {}", path.display()))?;
-        Ok(Self { listener, path: path.to_owned() })
+        let listener =
+            bind_in_place(path).with_context(|| format!("can't listen on {}", path.display()))?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
     }
 
     /// The next connection of our own user or of root; others find a closed one.
@@ -73,7 +77,9 @@ fn bind_in_place(path: &Path) -> io::Result<UnixListener> {
 }
 
 fn is_trusted(stream: &UnixStream) -> bool {
-    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw())
+    stream
+        .peer_cred()
+        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == rustix::process::geteuid().as_raw())
 }
 
 /// An answer of the server.
@@ -112,10 +118,17 @@ pub(crate) async fn ask<T: DeserializeOwned>(
     if status.is_success() {
         return Ok(Answer::Done(status, serde_json::from_slice(&body)?));
     }
-    Ok(Answer::Refused(serde_json::from_slice(&body).with_context(|| format!("the server answered {status}"))?))
+    Ok(Answer::Refused(
+        serde_json::from_slice(&body).with_context(|| format!("the server answered {status}"))?,
+    ))
 }
 
-async fn exchange(stream: UnixStream, method: Method, path: &str, body: Vec<u8>) -> anyhow::Result<(StatusCode, Bytes)> {
+async fn exchange(
+    stream: UnixStream,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+) -> anyhow::Result<(StatusCode, Bytes)> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
     let request = Request::builder()

@@ -16,11 +16,17 @@ use crate::{
 
 /// Detaches what is attached to a configuration of the running server.
 pub(crate) async fn run(args: EjectArgs) -> anyhow::Result<ExitCode> {
-    let address = format!("/api/v1/configurations/{}/eject", path::encode(&args.configuration));
+    let address = format!(
+        "/api/v1/configurations/{}/eject",
+        path::encode(&args.configuration)
+    );
     let body = EjectRequest { force: args.force };
     match control::ask::<ConfigurationView>(args.control, Method::POST, &address, &body).await? {
         Answer::Done(StatusCode::ACCEPTED, _) => {
-            println!("{}: detached; it takes another image once the last program has closed the device", args.configuration);
+            println!(
+                "{}: detached; it takes another image once the last program has closed the device",
+                args.configuration
+            );
         }
         Answer::Done(..) => println!("{}: nothing is attached any more", args.configuration),
         Answer::Refused(refusal) => bail!("{}", refusal.error),

@@ -27,13 +27,20 @@ pub(crate) async fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
         connected = connection::open(&address, &session) => connected?,
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
-    let finished = Exchange::new(connected, image, &mut progress).run(&mut signals).await;
+    let finished = Exchange::new(connected, image, &mut progress)
+        .run(&mut signals)
+        .await;
     Ok(conclude(&finished, progress))
 }
 
 fn conclude(finished: &Finished, progress: Progress) -> ExitCode {
     let sum = progress.close();
-    let message = format!("{}; {} were read in {} requests", finished.sentence, units::bytes(sum.bytes), sum.requests);
+    let message = format!(
+        "{}; {} were read in {} requests",
+        finished.sentence,
+        units::bytes(sum.bytes),
+        sum.requests
+    );
     if finished.in_order {
         report::information(message);
         ExitCode::SUCCESS

@@ -1,10 +1,11 @@
-//! SIGINT and SIGTERM: somebody wants us to stop.
+//! SIGINT, SIGTERM and SIGHUP: somebody wants us to stop, or our terminal is gone.
 
 use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Both signals, from when it was made: one that came before it is asked for is not lost.
+/// These signals, from when it was made: one that came before it is asked for is not lost.
 pub(crate) struct Signals {
+    hangup: Signal,
     interrupt: Signal,
     terminate: Signal,
 }
@@ -12,12 +13,17 @@ pub(crate) struct Signals {
 impl Signals {
     pub(crate) fn new() -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("can't listen for signals");
-        Ok(Self { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+        Ok(Self {
+            hangup: listen(SignalKind::hangup())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
     }
 
     /// The name of the next one.
     pub(crate) async fn next(&mut self) -> &'static str {
         tokio::select! {
+            _ = self.hangup.recv() => "SIGHUP",
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
         }

@@ -26,7 +26,15 @@ pub(crate) async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-const HEAD: [&str; 7] = ["CONFIGURATION", "STATE", "DEVICE", "IMAGE", "SIZE", "READ", "FROM"];
+const HEAD: [&str; 7] = [
+    "CONFIGURATION",
+    "STATE",
+    "DEVICE",
+    "IMAGE",
+    "SIZE",
+    "READ",
+    "FROM",
+];
 
 fn table(configurations: &[ConfigurationView]) -> String {
     let mut rows = vec![HEAD.map(str::to_owned)];
@@ -38,7 +46,11 @@ fn table(configurations: &[ConfigurationView]) -> String {
         }
     }
     let line = |row: &[String; HEAD.len()]| {
-        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<_> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
     rows.iter().map(line).collect()
@@ -51,13 +63,27 @@ fn row(configuration: &ConfigurationView) -> [String; HEAD.len()] {
     };
     let nothing = || "-".to_owned();
     let Some(session) = &configuration.session else {
-        return [name, "free".to_owned(), configuration.device.clone(), nothing(), nothing(), nothing(), nothing()];
+        return [
+            name,
+            "free".to_owned(),
+            configuration.device.clone(),
+            nothing(),
+            nothing(),
+            nothing(),
+            nothing(),
+        ];
     };
     [
         name,
         state(session),
-        session.device.clone().unwrap_or_else(|| configuration.device.clone()),
-        session.image.as_ref().map_or_else(nothing, |image| printable(&image.name)),
+        session
+            .device
+            .clone()
+            .unwrap_or_else(|| configuration.device.clone()),
+        session
+            .image
+            .as_ref()
+            .map_or_else(nothing, |image| printable(&image.name)),
         units::bytes(session.size),
         units::bytes(session.bytes_read),
         format!("{} at {}", printable(&session.user), session.from),
@@ -73,7 +99,15 @@ fn state(session: &SessionView) -> String {
 
 /// A page chooses its image's name; it shall not steer a terminal.
 fn printable(text: &str) -> String {
-    text.chars().map(|character| if character.is_control() { '\u{fffd}' } else { character }).collect()
+    text.chars()
+        .map(|character| {
+            if character.is_control() {
+                '\u{fffd}'
+            } else {
+                character
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -82,14 +116,24 @@ mod tests {
     use crate::serve::api::ImageView;
 
     fn configuration(name: &str, session: Option<SessionView>) -> ConfigurationView {
-        ConfigurationView { name: name.into(), default: name == "0", device: "auto".into(), metadata: None, session }
+        ConfigurationView {
+            name: name.into(),
+            default: name == "0",
+            device: "auto".into(),
+            metadata: None,
+            session,
+        }
     }
 
     #[test]
     fn columns_are_aligned_and_names_cannot_steer_a_terminal() {
         let session = SessionView {
             state: "held".into(),
-            image: Some(ImageView { name: "a\u{1b}[2Jb.iso".into(), size: 1_000_001, modified: None }),
+            image: Some(ImageView {
+                name: "a\u{1b}[2Jb.iso".into(),
+                size: 1_000_001,
+                modified: None,
+            }),
             device: Some("/dev/nbd0".into()),
             size: 1_000_448,
             read_only: true,
@@ -100,11 +144,14 @@ mod tests {
             requests: 1,
             seconds_left: Some(299),
         };
-        let table = table(&[configuration("0", Some(session)), configuration("lab", None)]);
+        let table = table(&[
+            configuration("0", Some(session)),
+            configuration("lab", None),
+        ]);
         let expected = "\
-CONFIGURATION  STATE              DEVICE     IMAGE          SIZE       READ   FROM
+CONFIGURATION  STATE              DEVICE     IMAGE       SIZE       READ   FROM
 0 (default)    held (299 s left)  /dev/nbd0  a\u{fffd}[2Jb.iso  977.0 KiB  512 B  local at 127.0.0.1:4711
-lab            free               auto       -              -          -      -
+lab            free               auto       -           -          -      -
 ";
         assert_eq!(table, expected);
     }

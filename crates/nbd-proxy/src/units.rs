@@ -15,7 +15,7 @@ pub(crate) fn bytes(count: u64) -> String {
         (unit, shift) = (*name, larger);
     }
     // Tenths, rounded down, without floating point: 1023.99 must not become 1024.0.
-    let tenths = u128::from(count) * 10 >> shift;
+    let tenths = (u128::from(count) * 10) >> shift;
     format!("{}.{} {unit}", tenths / 10, tenths % 10)
 }
 

@@ -57,7 +57,10 @@ pub(crate) struct End {
 impl End {
     /// Without a close frame.
     pub(crate) fn broken(cause: impl fmt::Display) -> Self {
-        Self { code: 1006, reason: cause.to_string() }
+        Self {
+            code: 1006,
+            reason: cause.to_string(),
+        }
     }
 
     /// A clean close ends a session; every other loss holds it.
@@ -82,7 +85,12 @@ pub(crate) struct Socket<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     pub(crate) fn new(stream: WebSocketStream<S>) -> Self {
-        Self { stream, queue: VecDeque::new(), queued: 0, end: None }
+        Self {
+            stream,
+            queue: VecDeque::new(),
+            queued: 0,
+            end: None,
+        }
     }
 
     /// Queues a message; [`Socket::step`] sends it.
@@ -110,12 +118,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
         loop {
             let Some(message) = ready!(Pin::new(&mut self.stream).poll_next(context)?) else {
-                let end = self.end.take().unwrap_or_else(|| End::broken("the connection broke"));
+                let end = self
+                    .end
+                    .take()
+                    .unwrap_or_else(|| End::broken("the connection broke"));
                 return Poll::Ready(Ok(Step::Closed(end)));
             };
             match message.as_close() {
                 // The stream ends by itself once the answering close frame is out.
-                Some((code, reason)) => self.end = Some(End { code: code.into(), reason: reason.to_owned() }),
+                Some((code, reason)) => {
+                    self.end = Some(End {
+                        code: code.into(),
+                        reason: reason.to_owned(),
+                    })
+                }
                 None => return Poll::Ready(Ok(Step::Received(message))),
             }
         }
@@ -138,35 +154,67 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Sends what is queued, then closes, and waits a short while for the peer to agree.
     pub(crate) async fn close(mut self, code: u16, reason: &str) {
-        let code = CloseCode::try_from(code).ok().filter(|code| !code.is_reserved()).unwrap_or(CloseCode::GOING_AWAY);
+        let code = CloseCode::try_from(code)
+            .ok()
+            .filter(|code| !code.is_reserved())
+            .unwrap_or(CloseCode::GOING_AWAY);
         self.push(Message::close(Some(code), shortened(reason)));
-        let _ = timeout(CLOSE_TIMEOUT, async { while !matches!(self.step().await, Step::Closed(_)) {} }).await;
+        let _ = timeout(CLOSE_TIMEOUT, async {
+            while !matches!(self.step().await, Step::Closed(_)) {}
+        })
+        .await;
     }
 }
 
 /// As much of `reason` as a close frame takes.
 fn shortened(reason: &str) -> &str {
-    let end = (0..=REASON_LIMIT.min(reason.len())).rev().find(|&end| reason.is_char_boundary(end)).unwrap_or_default();
+    let end = (0..=REASON_LIMIT.min(reason.len()))
+        .rev()
+        .find(|&end| reason.is_char_boundary(end))
+        .unwrap_or_default();
     &reason[..end]
 }
 
 /// The server's end of a WebSocket whose handshake is done. A message may carry the answer to the longest request that
 /// we make, and little more: else the peer would choose how much memory we take.
 pub(crate) fn accept<S: AsyncRead + AsyncWrite + Unpin>(stream: S, max_request: u32) -> Socket<S> {
-    let limit = usize::try_from(max_request).unwrap_or(usize::MAX).saturating_add(MESSAGE_SLACK).max(MESSAGE_FLOOR);
+    let limit = usize::try_from(max_request)
+        .unwrap_or(usize::MAX)
+        .saturating_add(MESSAGE_SLACK)
+        .max(MESSAGE_FLOOR);
     let limits = Limits::default().max_payload_len(Some(limit));
     Socket::new(ServerBuilder::new().limits(limits).serve(stream))
 }
 
 /// Makes a link of a socket, kept by a task of its own, which ends with the connection.
-pub(crate) fn link<S>(socket: Socket<S>, kind: LinkKind, peer: String, user: String) -> (Link, JoinHandle<()>)
+pub(crate) fn link<S>(
+    socket: Socket<S>,
+    kind: LinkKind,
+    peer: String,
+    user: String,
+) -> (Link, JoinHandle<()>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (event_sender, events) = mpsc::channel(EVENT_QUEUE);
     let (commands, command_receiver) = mpsc::unbounded_channel();
-    let keeper = Keeper { socket, kind, events: event_sender, commands: command_receiver, heard: Instant::now() };
-    (Link { kind, events, commands, peer, user }, tokio::spawn(keeper.run()))
+    let keeper = Keeper {
+        socket,
+        kind,
+        events: event_sender,
+        commands: command_receiver,
+        heard: Instant::now(),
+    };
+    (
+        Link {
+            kind,
+            events,
+            commands,
+            peer,
+            user,
+        },
+        tokio::spawn(keeper.run()),
+    )
 }
 
 /// What is said to the peer before the connection is closed.
@@ -246,7 +294,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Keeper<S> {
             Some(LinkCommand::Data(data)) => self.socket.push(Message::binary(data)),
             Some(LinkCommand::Text(text)) => self.socket.push(Message::text(text)),
             Some(LinkCommand::Close { code, reason }) => return Some(Farewell { code, reason }),
-            None => return Some(Farewell { code: 1001, reason: "the session is over".to_owned() }),
+            None => {
+                return Some(Farewell {
+                    code: 1001,
+                    reason: "the session is over".to_owned(),
+                });
+            }
         }
         None
     }

@@ -114,7 +114,9 @@ impl SessionView {
             Phase::Ended => return None,
         };
         let seconds_left = match status.phase {
-            Phase::Held { until } => Some(until.saturating_duration_since(Instant::now()).as_secs()),
+            Phase::Held { until } => {
+                Some(until.saturating_duration_since(Instant::now()).as_secs())
+            }
             _ => None,
         };
         Some(Self {
@@ -138,7 +140,9 @@ impl SessionView {
 }
 
 fn milliseconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 /// Answers `POST /api/v1/login`: the token for a cookie.
@@ -161,11 +165,21 @@ pub(super) async fn log_in(server: &Server, body: Incoming) -> Response<Body> {
 }
 
 /// Answers the rest of the API; `path` is what follows `/api/v1/`, percent-decoded. Who asks may.
-pub(super) async fn answer(server: &Server, method: &Method, path: &[String], body: Incoming) -> Response<Body> {
+pub(super) async fn answer(
+    server: &Server,
+    method: &Method,
+    path: &[String],
+    body: Incoming,
+) -> Response<Body> {
     let path: Vec<&str> = path.iter().map(String::as_str).collect();
     match (method, &path[..]) {
         (&Method::GET, ["configurations"]) => {
-            let configurations = server.registry.slots().iter().map(|slot| slot.view()).collect();
+            let configurations = server
+                .registry
+                .slots()
+                .iter()
+                .map(|slot| slot.view())
+                .collect();
             http::json(StatusCode::OK, &Configurations { configurations })
         }
         (&Method::GET, ["configurations", name]) => match server.registry.find(name) {
@@ -179,14 +193,22 @@ pub(super) async fn answer(server: &Server, method: &Method, path: &[String], bo
         (&Method::GET, ["events"]) => events::stream(server),
         (_, ["configurations"] | ["configurations", _] | ["events"]) => wrong_method("GET"),
         (_, ["configurations", _, "eject"]) => wrong_method("POST"),
-        _ => http::error(StatusCode::NOT_FOUND, "the API has nothing at this path; see docs/protocol.md"),
+        _ => http::error(
+            StatusCode::NOT_FOUND,
+            "the API has nothing at this path; see docs/protocol.md",
+        ),
     }
 }
 
 /// The path is right, the method is not.
 pub(super) fn wrong_method(allowed: &'static str) -> Response<Body> {
-    let mut response = http::error(StatusCode::METHOD_NOT_ALLOWED, format!("this path takes {allowed} only"));
-    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    let mut response = http::error(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("this path takes {allowed} only"),
+    );
+    response
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
@@ -205,11 +227,16 @@ async fn eject(slot: &Slot, body: Incoming) -> Response<Body> {
         Err(EjectError::InUse(users)) => {
             let error = format!(
                 "{} is in use: {}; end that first, or eject by force, which makes what is outstanding fail",
-                slot.view().session.and_then(|session| session.device).unwrap_or_default(),
+                slot.view()
+                    .session
+                    .and_then(|session| session.device)
+                    .unwrap_or_default(),
                 users.join(", "),
             );
             http::json(StatusCode::CONFLICT, &ErrorView { error, users })
         }
-        Err(failed @ EjectError::Failed(_)) => http::error(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string()),
+        Err(failed @ EjectError::Failed(_)) => {
+            http::error(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string())
+        }
     }
 }

@@ -29,11 +29,18 @@ pub(super) fn get(path: &str, headers: &HeaderMap) -> Option<Response<Body>> {
         http::empty(StatusCode::NOT_MODIFIED)
     } else {
         let mut response = http::full(StatusCode::OK, Bytes::from_static(asset.body));
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(asset.content_type));
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(asset.content_type),
+        );
         response
     };
-    response.headers_mut().insert(header::ETAG, HeaderValue::from_static(asset.etag));
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+        .headers_mut()
+        .insert(header::ETAG, HeaderValue::from_static(asset.etag));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     Some(response)
 }
 
@@ -56,7 +63,11 @@ mod tests {
     fn the_table_is_sorted_and_holds_the_page_and_both_forms_of_the_library() {
         assert!(ASSETS.is_sorted_by_key(|asset| asset.path));
         for path in ["/", "/js/nbd.js", "/nbd/nbd.js"] {
-            assert_eq!(get(path, &HeaderMap::new()).map(|response| response.status()), Some(StatusCode::OK), "{path}");
+            assert_eq!(
+                get(path, &HeaderMap::new()).map(|response| response.status()),
+                Some(StatusCode::OK),
+                "{path}"
+            );
         }
         assert!(get("/tests/", &HeaderMap::new()).is_none());
     }
@@ -65,9 +76,18 @@ mod tests {
     fn a_browser_whose_copy_is_good_is_told_so() {
         let etag = ASSETS[0].etag;
         let mut headers = HeaderMap::new();
-        headers.insert(header::IF_NONE_MATCH, HeaderValue::from_str(&format!("\"x\", W/{etag}")).unwrap());
-        assert_eq!(get(ASSETS[0].path, &headers).unwrap().status(), StatusCode::NOT_MODIFIED);
+        headers.insert(
+            header::IF_NONE_MATCH,
+            HeaderValue::from_str(&format!("\"x\", W/{etag}")).unwrap(),
+        );
+        assert_eq!(
+            get(ASSETS[0].path, &headers).unwrap().status(),
+            StatusCode::NOT_MODIFIED
+        );
         headers.insert(header::IF_NONE_MATCH, HeaderValue::from_static("\"x\""));
-        assert_eq!(get(ASSETS[0].path, &headers).unwrap().status(), StatusCode::OK);
+        assert_eq!(
+            get(ASSETS[0].path, &headers).unwrap().status(),
+            StatusCode::OK
+        );
     }
 }

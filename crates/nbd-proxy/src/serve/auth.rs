@@ -54,10 +54,14 @@ pub(crate) struct Identity {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum WrongAddress {
     /// A name that is not ours: DNS rebinding, or a name that nobody configured.
-    #[error("the Host \"{0}\" is none of this server's names; if it should be, add it to \"hosts\" in \"serve\"")]
+    #[error(
+        "the Host \"{0}\" is none of this server's names; if it should be, add it to \"hosts\" in \"serve\""
+    )]
     Host(String),
     /// Another site's page.
-    #[error("a page of \"{0}\" may not use this server; if it should, add it to \"origins\" in \"serve\"")]
+    #[error(
+        "a page of \"{0}\" may not use this server; if it should, add it to \"origins\" in \"serve\""
+    )]
     Origin(String),
 }
 
@@ -75,13 +79,20 @@ impl Auth {
     /// New secrets. Cookies don't know ports, so the cookie's name carries `port`: two servers on one host don't take
     /// each other's. `hosts` are names that we go by beside IP addresses and localhost; `origins` are foreign pages
     /// that may use us (`https://panel.example`).
-    pub(super) fn new(port: u16, hosts: &[String], origins: &[String]) -> Result<Self, getrandom::Error> {
+    pub(super) fn new(
+        port: u16,
+        hosts: &[String],
+        origins: &[String],
+    ) -> Result<Self, getrandom::Error> {
         Ok(Self {
             token: Secret::generate()?,
             cookie: Secret::generate()?,
             cookie_name: format!("nbd-proxy-{port}"),
             hosts: hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
-            origins: origins.iter().map(|origin| origin.trim_end_matches('/').to_ascii_lowercase()).collect(),
+            origins: origins
+                .iter()
+                .map(|origin| origin.trim_end_matches('/').to_ascii_lowercase())
+                .collect(),
         })
     }
 
@@ -92,11 +103,18 @@ impl Auth {
 
     /// Checks that the request came to a name of ours and, if a page sent it, from a page of that name. Returns the
     /// Host as it was understood. Programs send no Origin.
-    pub(super) fn check_address(&self, uri: &Uri, headers: &HeaderMap) -> Result<Host, WrongAddress> {
+    pub(super) fn check_address(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Host, WrongAddress> {
         let text = single(headers, &header::HOST).unwrap_or_default();
         let host = Host::parse(text)
             .filter(|host| self.is_our_name(host))
-            .filter(|host| uri.authority().is_none_or(|authority| Host::parse(authority.as_str()).as_ref() == Some(host)))
+            .filter(|host| {
+                uri.authority()
+                    .is_none_or(|authority| Host::parse(authority.as_str()).as_ref() == Some(host))
+            })
             .ok_or_else(|| WrongAddress::Host(text.to_owned()))?;
         if headers.contains_key(header::ORIGIN) {
             let origin = single(headers, &header::ORIGIN).unwrap_or_default();
@@ -117,10 +135,12 @@ impl Auth {
         if self.origins.contains(&origin) {
             return true;
         }
-        let authority = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-        authority
-            .and_then(Host::parse)
-            .is_some_and(|page| page.name == host.name || (page.is_loopback() && host.is_loopback()))
+        let authority = origin
+            .strip_prefix("http://")
+            .or_else(|| origin.strip_prefix("https://"));
+        authority.and_then(Host::parse).is_some_and(|page| {
+            page.name == host.name || (page.is_loopback() && host.is_loopback())
+        })
     }
 
     /// Who sent this request: by the cookie, or as a program by `Authorization: Bearer` or, on a WebSocket, by a sole
@@ -139,8 +159,11 @@ impl Auth {
         if !self.token.matches(token) {
             return None;
         }
-        let cookie =
-            format!("{}={}; Path=/; HttpOnly; SameSite=Strict", self.cookie_name, self.cookie.reveal());
+        let cookie = format!(
+            "{}={}; Path=/; HttpOnly; SameSite=Strict",
+            self.cookie_name,
+            self.cookie.reveal()
+        );
         let mut value = HeaderValue::try_from(cookie).ok()?;
         value.set_sensitive(true);
         Some(value)
@@ -149,7 +172,9 @@ impl Auth {
 
 /// Who holds the address that we printed, or sits at the machine.
 pub(super) fn local() -> Identity {
-    Identity { user: "local".to_owned() }
+    Identity {
+        user: "local".to_owned(),
+    }
 }
 
 /// A `Host` header, or the same part of an origin.
@@ -167,13 +192,17 @@ impl Host {
             _ => (text, None),
         };
         let port = match port {
-            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => Some(digits.parse().ok()?),
+            Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Some(digits.parse().ok()?)
+            }
             Some(_) => return None,
             None => None,
         };
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         let is_name = !name.is_empty()
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'));
         (is_name || ipv6(&name).is_some()).then_some(Self { name, port })
     }
 
@@ -184,7 +213,10 @@ impl Host {
 
     fn is_loopback(&self) -> bool {
         self.name == "localhost"
-            || self.name.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+            || self
+                .name
+                .parse::<std::net::Ipv4Addr>()
+                .is_ok_and(|address| address.is_loopback())
             || ipv6(&self.name).is_some_and(|address| address.is_loopback())
     }
 }
@@ -192,7 +224,8 @@ impl Host {
 impl fmt::Display for Host {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.name)?;
-        self.port.map_or(Ok(()), |port| write!(formatter, ":{port}"))
+        self.port
+            .map_or(Ok(()), |port| write!(formatter, ":{port}"))
     }
 }
 
@@ -204,7 +237,11 @@ fn ipv6(name: &str) -> Option<Ipv6Addr> {
 fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?;
-    values.next().is_none().then(|| value.to_str().ok()).flatten()
+    values
+        .next()
+        .is_none()
+        .then(|| value.to_str().ok())
+        .flatten()
 }
 
 fn bearer(value: &str) -> Option<&str> {
@@ -224,7 +261,9 @@ fn cookies<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a s
 
 /// The subprotocol of a WebSocket request that offers exactly one.
 fn sole_subprotocol(headers: &HeaderMap) -> Option<&str> {
-    single(headers, &header::SEC_WEBSOCKET_PROTOCOL).map(str::trim).filter(|value| !value.contains(','))
+    single(headers, &header::SEC_WEBSOCKET_PROTOCOL)
+        .map(str::trim)
+        .filter(|value| !value.contains(','))
 }
 
 #[cfg(test)]
@@ -232,11 +271,19 @@ mod tests {
     use super::*;
 
     fn auth() -> Auth {
-        Auth::new(8000, &["Disk.example".to_owned()], &["https://panel.example/".to_owned()]).unwrap()
+        Auth::new(
+            8000,
+            &["Disk.example".to_owned()],
+            &["https://panel.example/".to_owned()],
+        )
+        .unwrap()
     }
 
     fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap()))
+            .collect()
     }
 
     fn address(host: &str, origin: Option<&str>) -> Result<String, WrongAddress> {
@@ -244,38 +291,72 @@ mod tests {
         if let Some(origin) = origin {
             headers.insert(header::ORIGIN, HeaderValue::from_str(origin).unwrap());
         }
-        auth().check_address(&Uri::from_static("/"), &headers).map(|host| host.to_string())
+        auth()
+            .check_address(&Uri::from_static("/"), &headers)
+            .map(|host| host.to_string())
     }
 
     #[test]
     fn addresses_localhost_and_configured_names_are_ours() {
-        for host in ["127.0.0.1:8000", "[::1]:8000", "192.168.7.9", "localhost", "LOCALHOST.:1", "disk.example:443"] {
+        for host in [
+            "127.0.0.1:8000",
+            "[::1]:8000",
+            "192.168.7.9",
+            "localhost",
+            "LOCALHOST.:1",
+            "disk.example:443",
+        ] {
             assert!(address(host, None).is_ok(), "{host}");
         }
-        assert_eq!(address("LocalHost.:80", None), Ok("localhost:80".to_owned()));
+        assert_eq!(
+            address("LocalHost.:80", None),
+            Ok("localhost:80".to_owned())
+        );
     }
 
     #[test]
     fn a_rebound_or_malformed_host_is_refused() {
-        for host in
-            ["", "evil.example", "127.0.0.1.evil.example", "localhost@evil", "localhost:x", "[::1", "a b", "localhost:99999"]
-        {
-            assert_eq!(address(host, None), Err(WrongAddress::Host(host.to_owned())));
+        for host in [
+            "",
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "localhost@evil",
+            "localhost:x",
+            "[::1",
+            "a b",
+            "localhost:99999",
+        ] {
+            assert_eq!(
+                address(host, None),
+                Err(WrongAddress::Host(host.to_owned()))
+            );
         }
     }
 
     #[test]
     fn an_absolute_form_that_contradicts_the_host_is_refused() {
         let headers = headers(&[(header::HOST, "localhost")]);
-        assert!(auth().check_address(&Uri::from_static("http://evil.example/"), &headers).is_err());
-        assert!(auth().check_address(&Uri::from_static("http://localhost/"), &headers).is_ok());
+        assert!(
+            auth()
+                .check_address(&Uri::from_static("http://evil.example/"), &headers)
+                .is_err()
+        );
+        assert!(
+            auth()
+                .check_address(&Uri::from_static("http://localhost/"), &headers)
+                .is_ok()
+        );
     }
 
     #[test]
     fn two_hosts_are_refused() {
         let mut headers = headers(&[(header::HOST, "localhost")]);
         headers.append(header::HOST, HeaderValue::from_static("localhost"));
-        assert!(auth().check_address(&Uri::from_static("/"), &headers).is_err());
+        assert!(
+            auth()
+                .check_address(&Uri::from_static("/"), &headers)
+                .is_err()
+        );
     }
 
     #[test]
@@ -302,7 +383,10 @@ mod tests {
             ("127.0.0.1:8000", "http://localhost.evil.example"),
             ("disk.example", "https://panel.example:444"),
         ] {
-            assert_eq!(address(host, Some(origin)), Err(WrongAddress::Origin(origin.to_owned())));
+            assert_eq!(
+                address(host, Some(origin)),
+                Err(WrongAddress::Origin(origin.to_owned()))
+            );
         }
     }
 
@@ -321,7 +405,11 @@ mod tests {
             (header::AUTHORIZATION, format!("bearer {token}")),
             (header::SEC_WEBSOCKET_PROTOCOL, token.to_owned()),
         ] {
-            assert_eq!(auth.identify(&headers(&[(name, &value)])), Some(local()), "{value}");
+            assert_eq!(
+                auth.identify(&headers(&[(name, &value)])),
+                Some(local()),
+                "{value}"
+            );
         }
     }
 
@@ -332,7 +420,10 @@ mod tests {
         let short = &token[1..];
         for (name, value) in [
             (header::COOKIE, format!("nbd-proxy-8000={token}")),
-            (header::COOKIE, format!("nbd-proxy-8001={}", auth.cookie.reveal())),
+            (
+                header::COOKIE,
+                format!("nbd-proxy-8001={}", auth.cookie.reveal()),
+            ),
             (header::AUTHORIZATION, format!("Basic {token}")),
             (header::AUTHORIZATION, token.to_owned()),
             (header::AUTHORIZATION, format!("Bearer {short}")),

@@ -9,10 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use hyper::{
-    Response, StatusCode,
-    body::Frame,
-};
+use hyper::{Response, StatusCode, body::Frame};
 use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval},
@@ -32,9 +29,22 @@ const QUEUE: usize = 4;
 /// Answers `GET /api/v1/events`.
 pub(super) fn stream(server: &Server) -> Response<Body> {
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let changes = server.registry.slots().iter().map(|slot| slot.changes()).collect();
-    tokio::spawn(send(sender, changes, server.registry.version(), server.stopping.clone()));
-    http::typed("text/event-stream", http::respond(StatusCode::OK, EventBody(receiver).boxed()))
+    let changes = server
+        .registry
+        .slots()
+        .iter()
+        .map(|slot| slot.changes())
+        .collect();
+    tokio::spawn(send(
+        sender,
+        changes,
+        server.registry.version(),
+        server.stopping.clone(),
+    ));
+    http::typed(
+        "text/event-stream",
+        http::respond(StatusCode::OK, EventBody(receiver).boxed()),
+    )
 }
 
 /// Sends until the client goes or the server stops.
@@ -51,7 +61,10 @@ async fn send(
         version.borrow_and_update();
         for change in &mut changes {
             if change.has_changed().unwrap_or(false) {
-                let event = format!("event: configuration\ndata: {}\n\n", *change.borrow_and_update());
+                let event = format!(
+                    "event: configuration\ndata: {}\n\n",
+                    *change.borrow_and_update()
+                );
                 if client.send(event.into()).await.is_err() {
                     return;
                 }
@@ -76,6 +89,8 @@ impl hyper::body::Body for EventBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(context).map(|event| event.map(|event| Ok(Frame::data(event))))
+        self.0
+            .poll_recv(context)
+            .map(|event| event.map(|event| Ok(Frame::data(event))))
     }
 }

@@ -13,7 +13,10 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
 
 use super::{api::ErrorView, auth::Host};
 
@@ -22,6 +25,8 @@ pub(super) type Body = BoxBody<Bytes, Infallible>;
 
 /// How long a client may take to send the head of a request; also ends idle connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest head of a request, bytes.
 const HEAD_LIMIT: usize = 16 << 10;
 /// The longest body of a request, bytes. Bodies are small JSON objects.
@@ -80,32 +85,57 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response<Body>
 
 /// A refusal, with a sentence that names the cause and the remedy.
 pub(super) fn error(status: StatusCode, sentence: impl Into<String>) -> Response<Body> {
-    json(status, &ErrorView { error: sentence.into(), users: Vec::new() })
+    json(
+        status,
+        &ErrorView {
+            error: sentence.into(),
+            users: Vec::new(),
+        },
+    )
 }
 
 /// Names the type of an answer's body.
 pub(super) fn typed(content_type: &'static str, mut response: Response<Body>) -> Response<Body> {
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
 /// Reads a small JSON body; an empty one stands for `T::default()`.
-pub(super) async fn read_json<T: DeserializeOwned + Default>(body: Incoming) -> Result<T, Response<Body>> {
-    let body = Limited::new(body, BODY_LIMIT).collect().await.map_err(|cause| {
-        error(StatusCode::PAYLOAD_TOO_LARGE, format!("the request's body can't be read ({cause}); send at most {BODY_LIMIT} bytes"))
+pub(super) async fn read_json<T: DeserializeOwned + Default>(
+    body: Incoming,
+) -> Result<T, Response<Body>> {
+    let body = timeout(BODY_TIMEOUT, Limited::new(body, BODY_LIMIT).collect()).await;
+    let body = body.map_err(|_| {
+        error(
+            StatusCode::REQUEST_TIMEOUT,
+            "the request's body did not come in time",
+        )
+    })?;
+    let body = body.map_err(|cause| {
+        let sentence =
+            format!("the request's body can't be read ({cause}); send at most {BODY_LIMIT} bytes");
+        error(StatusCode::PAYLOAD_TOO_LARGE, sentence)
     })?;
     let body = body.to_bytes();
     if body.is_empty() {
         return Ok(T::default());
     }
-    serde_json::from_slice(&body)
-        .map_err(|cause| error(StatusCode::BAD_REQUEST, format!("the request's body is not the JSON that belongs here: {cause}")))
+    serde_json::from_slice(&body).map_err(|cause| {
+        error(
+            StatusCode::BAD_REQUEST,
+            format!("the request's body is not the JSON that belongs here: {cause}"),
+        )
+    })
 }
 
 /// Adds what every answer carries: what the page may do, and that nobody else may frame, sniff, or keep it. `host` is
 /// the checked Host of the request: not every WebKit takes `'self'` for WebSockets.
 pub(super) fn secure(headers: &mut HeaderMap, host: Option<&Host>) {
-    let sockets = host.map(|host| format!(" ws://{host} wss://{host}")).unwrap_or_default();
+    let sockets = host
+        .map(|host| format!(" ws://{host} wss://{host}"))
+        .unwrap_or_default();
     let policy = format!(
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'{sockets}; \
          worker-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
@@ -116,10 +146,18 @@ pub(super) fn secure(headers: &mut HeaderMap, host: Option<&Host>) {
     for (name, value) in [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (
+            HeaderName::from_static("cross-origin-opener-policy"),
+            "same-origin",
+        ),
+        (
+            HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
+        ),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
 }

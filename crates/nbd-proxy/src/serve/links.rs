@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode,
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
     body::Incoming,
     header::{self, HeaderValue},
     upgrade::OnUpgrade,
@@ -14,7 +14,7 @@ use ring::digest;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Peer, Server,
+    Client, Server,
     http::{self, Body},
     path,
     refusal::Refusal,
@@ -52,43 +52,73 @@ struct Admission {
     /// The ID of a `v=1` link.
     session: Option<String>,
     user: String,
-    permit: OwnedSemaphorePermit,
 }
 
 /// Opens a WebSocket, as a link or to say why it is refused.
-pub(super) fn upgrade(server: &Arc<Server>, peer: &Peer, mut request: Request<Incoming>) -> Response<Body> {
+pub(super) fn upgrade(
+    server: &Arc<Server>,
+    client: &Arc<Client>,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
     let accept = match accept_key(&request) {
         Ok(accept) => accept,
         Err(refusal) => return refusal,
     };
-    let admission = admit(server, peer, &request);
-    if let Err(refusal) = &admission {
-        server.metrics.refused(refusal.code);
-    }
-    let from = peer.to_string();
     let connection = hyper::upgrade::on(&mut request);
-    tokio::spawn(keep(Arc::clone(server), connection, admission, from));
-    switch_protocols(&accept, request.headers())
+    let response = switch_protocols(&accept, request.headers());
+    let (server, client) = (Arc::clone(server), Arc::clone(client));
+    let entry = enter(&server, &client, &request);
+    tokio::spawn(async move {
+        let (admission, _place) = match entry {
+            Ok((admission, place)) => (admission, Some(place)),
+            Err(refusal) => (Err(refusal), None),
+        };
+        keep(&server, connection, admission, client.peer.to_string()).await;
+    });
+    response
 }
 
 /// The value of `Sec-WebSocket-Accept`, or why there is no handshake (RFC 6455, section 4.2).
 fn accept_key<B>(request: &Request<B>) -> Result<String, Response<Body>> {
     if request.method() != Method::GET {
-        return Err(http::error(StatusCode::BAD_REQUEST, "a WebSocket is opened with GET"));
+        return Err(http::error(
+            StatusCode::BAD_REQUEST,
+            "a WebSocket is opened with GET",
+        ));
     }
-    if request.headers().get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
-        let mut response = http::error(StatusCode::UPGRADE_REQUIRED, "only version 13 of WebSocket is spoken here");
-        response.headers_mut().insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+    if request
+        .headers()
+        .get(header::SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version != "13")
+    {
+        let mut response = http::error(
+            StatusCode::UPGRADE_REQUIRED,
+            "only version 13 of WebSocket is spoken here",
+        );
+        response.headers_mut().insert(
+            header::SEC_WEBSOCKET_VERSION,
+            HeaderValue::from_static("13"),
+        );
         return Err(response);
     }
-    let key = request.headers().get(header::SEC_WEBSOCKET_KEY).map(HeaderValue::as_bytes).unwrap_or_default();
-    if STANDARD.decode(key).is_ok_and(|bytes| bytes.len() == KEY_LENGTH) {
+    let key = request
+        .headers()
+        .get(header::SEC_WEBSOCKET_KEY)
+        .map(HeaderValue::as_bytes)
+        .unwrap_or_default();
+    if STANDARD
+        .decode(key)
+        .is_ok_and(|bytes| bytes.len() == KEY_LENGTH)
+    {
         let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
         hash.update(key);
         hash.update(ACCEPT_GUID);
         Ok(STANDARD.encode(hash.finish()))
     } else {
-        Err(http::error(StatusCode::BAD_REQUEST, "the Sec-WebSocket-Key is not 16 bytes in base64"))
+        Err(http::error(
+            StatusCode::BAD_REQUEST,
+            "the Sec-WebSocket-Key is not 16 bytes in base64",
+        ))
     }
 }
 
@@ -101,20 +131,41 @@ fn switch_protocols(accept: &str, request: &HeaderMap) -> Response<Body> {
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
     // Browsers give up on a server that takes none of their subprotocols, and then see no close code either.
-    let offered = request.get(header::SEC_WEBSOCKET_PROTOCOL).and_then(|value| value.to_str().ok());
-    let first = offered.and_then(|list| list.split(',').next()).map(str::trim);
+    let offered = request
+        .get(header::SEC_WEBSOCKET_PROTOCOL)
+        .and_then(|value| value.to_str().ok());
+    let first = offered
+        .and_then(|list| list.split(',').next())
+        .map(str::trim);
     if let Some(Ok(protocol)) = first.map(HeaderValue::try_from) {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
     }
     response
 }
 
-fn admit(server: &Arc<Server>, peer: &Peer, request: &Request<Incoming>) -> Result<Admission, Refusal> {
-    let identity = server.identify(peer, request.headers()).ok_or_else(Refusal::not_allowed)?;
-    let permit = Arc::clone(&server.links).try_acquire_owned().map_err(|_| Refusal::too_many())?;
-    let slot = Arc::clone(find_slot(server, request.uri().path())?);
-    let session = session_of(request.uri().query().unwrap_or_default())?;
-    Ok(Admission { slot, session, user: identity.user, permit })
+/// Somebody whom we know takes one of the places for links, also for as long as it takes to refuse them.
+fn enter(
+    server: &Server,
+    client: &Client,
+    request: &Request<Incoming>,
+) -> Result<(Result<Admission, Refusal>, OwnedSemaphorePermit), Refusal> {
+    let identity = server
+        .identify(client, request.headers())
+        .ok_or_else(Refusal::not_allowed)?;
+    let place = Arc::clone(&server.links)
+        .try_acquire_owned()
+        .map_err(|_| Refusal::too_many())?;
+    Ok((admit(server, identity.user, request.uri()), place))
+}
+
+fn admit(server: &Server, user: String, uri: &Uri) -> Result<Admission, Refusal> {
+    let slot = Arc::clone(find_slot(server, uri.path())?);
+    let session = session_of(uri.query().unwrap_or_default())?;
+    Ok(Admission {
+        slot,
+        session,
+        user,
+    })
 }
 
 fn find_slot<'a>(server: &'a Server, path: &str) -> Result<&'a Arc<Slot>, Refusal> {
@@ -122,15 +173,21 @@ fn find_slot<'a>(server: &'a Server, path: &str) -> Result<&'a Arc<Slot>, Refusa
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     let registry = &server.registry;
     let named = |name: &str| {
-        registry.find(name).ok_or_else(|| Refusal::no_configuration(registry.no_such(name)))
+        registry
+            .find(name)
+            .ok_or_else(|| Refusal::no_configuration(registry.no_such(name)))
     };
     match segments[..] {
         [] => registry.default().ok_or_else(|| {
-            Refusal::no_configuration("no configuration is marked \"default\": true; name one, as /nbd/NAME".to_owned())
+            Refusal::no_configuration(
+                "no configuration is marked \"default\": true; name one, as /nbd/NAME".to_owned(),
+            )
         }),
         ["vm", "0", "0"] => named("0"),
         ["nbd", name] => named(name),
-        _ => Err(Refusal::no_configuration("there is no link at this path; use /nbd/NAME".to_owned())),
+        _ => Err(Refusal::no_configuration(
+            "there is no link at this path; use /nbd/NAME".to_owned(),
+        )),
     }
 }
 
@@ -138,27 +195,56 @@ fn find_slot<'a>(server: &'a Server, path: &str) -> Result<&'a Arc<Slot>, Refusa
 fn session_of(query: &str) -> Result<Option<String>, Refusal> {
     let value = |key| path::parameter(query, key);
     let is_id = |id: &String| {
-        ID_LENGTH.contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        ID_LENGTH.contains(&id.len())
+            && id
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
     };
     match (value("v").as_deref(), value("session")) {
         (None, _) => Ok(None),
         (Some("1"), Some(id)) if is_id(&id) => Ok(Some(id)),
-        (Some("1"), _) => Err(Refusal::malformed("v=1 needs session=ID, 128 random bits in hexadecimal")),
-        (Some(_), _) => Err(Refusal::malformed("only v=1 is spoken here; without v the link is a plain one")),
+        (Some("1"), _) => Err(Refusal::malformed(
+            "v=1 needs session=ID, 128 random bits in hexadecimal",
+        )),
+        (Some(_), _) => Err(Refusal::malformed(
+            "only v=1 is spoken here; without v the link is a plain one",
+        )),
     }
 }
 
-async fn keep(server: Arc<Server>, connection: OnUpgrade, admission: Result<Admission, Refusal>, from: String) {
+async fn keep(
+    server: &Server,
+    connection: OnUpgrade,
+    admission: Result<Admission, Refusal>,
+    from: String,
+) {
     // Fails when the client goes before it is answered.
-    let Ok(connection) = connection.await else { return };
-    let connection = TokioIo::new(connection);
-    let Admission { slot, session, user, permit } = match admission {
-        Ok(admission) => admission,
-        Err(Refusal { code, reason }) => return websocket::accept(connection, 0).close(code, &reason).await,
+    let Ok(connection) = connection.await else {
+        return;
     };
-    let max_request = slot.configuration().max_request.unwrap_or(Limits::SERVE.max_request);
-    let kind = if session.is_some() { LinkKind::V1 } else { LinkKind::Plain };
-    let (link, keeper) = websocket::link(websocket::accept(connection, max_request), kind, from, user);
+    let connection = TokioIo::new(connection);
+    let Admission {
+        slot,
+        session,
+        user,
+    } = match admission {
+        Ok(admission) => admission,
+        Err(Refusal { code, reason }) => {
+            server.metrics.refused(code);
+            return websocket::accept(connection, 0).close(code, &reason).await;
+        }
+    };
+    let max_request = slot
+        .configuration()
+        .max_request
+        .unwrap_or(Limits::SERVE.max_request);
+    let kind = if session.is_some() {
+        LinkKind::V1
+    } else {
+        LinkKind::Plain
+    };
+    let (link, keeper) =
+        websocket::link(websocket::accept(connection, max_request), kind, from, user);
     let commands = link.commands.clone();
     if let Err(Refusal { code, reason }) = server.registry.offer(&slot, session, link).await {
         server.metrics.refused(code);
@@ -166,7 +252,6 @@ async fn keep(server: Arc<Server>, connection: OnUpgrade, admission: Result<Admi
     }
     drop(commands);
     let _ = keeper.await;
-    drop(permit);
 }
 
 #[cfg(test)]
@@ -180,7 +265,10 @@ mod tests {
             .header(header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==")
             .body(())
             .unwrap();
-        assert_eq!(accept_key(&request).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(
+            accept_key(&request).unwrap(),
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
     }
 
     #[test]
@@ -188,9 +276,22 @@ mod tests {
         let id = "0123456789abcdef0123456789abcdef";
         assert_eq!(session_of(""), Ok(None));
         assert_eq!(session_of(&format!("session={id}")), Ok(None));
-        assert_eq!(session_of(&format!("session={id}&v=1")), Ok(Some(id.to_owned())));
-        for query in ["v=1", "v=1&session=", "v=1&session=short", "v=2&session=0123456789abcdef0123456789abcdef", "v="] {
-            assert_eq!(session_of(query).map_err(|refusal| refusal.code), Err(1008), "{query}");
+        assert_eq!(
+            session_of(&format!("session={id}&v=1")),
+            Ok(Some(id.to_owned()))
+        );
+        for query in [
+            "v=1",
+            "v=1&session=",
+            "v=1&session=short",
+            "v=2&session=0123456789abcdef0123456789abcdef",
+            "v=",
+        ] {
+            assert_eq!(
+                session_of(query).map_err(|refusal| refusal.code),
+                Err(1008),
+                "{query}"
+            );
         }
         assert!(session_of(&format!("v=1&session={}", "x".repeat(65))).is_err());
     }

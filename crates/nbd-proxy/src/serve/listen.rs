@@ -9,25 +9,33 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Peer, Server, http, router, stopped};
+use super::{Client, Peer, Server, http, router, stopped};
 use crate::{config::ServeConfig, control::ControlListener};
 
 /// Where we listen unless told.
-const DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8000);
-/// How many connections there may be at once at a listener; more wait in the kernel's queue.
-const CONNECTIONS: usize = 1024;
+const DEFAULT: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8000);
+/// How many connections there may be at once at a listener, links included; more wait in the kernel's queue. Less than
+/// the 1024 open files that a process usually may have.
+const CONNECTIONS: usize = 768;
 /// How long to wait when the kernel gives no connection, because we have too many files open, say.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// The addresses to listen on: of the command line, else of the configuration, else the default. Without TLS none of
 /// them may be reached from other machines.
-pub(super) fn addresses(given: &[SocketAddr], config: &ServeConfig) -> anyhow::Result<Vec<SocketAddr>> {
+pub(super) fn addresses(
+    given: &[SocketAddr],
+    config: &ServeConfig,
+) -> anyhow::Result<Vec<SocketAddr>> {
     let addresses = match (given, &config.listen[..]) {
         ([], []) => vec![DEFAULT],
         ([], configured) => configured.to_vec(),
         (given, _) => given.to_vec(),
     };
-    match addresses.iter().find(|address| !address.ip().to_canonical().is_loopback()) {
+    match addresses
+        .iter()
+        .find(|address| !address.ip().to_canonical().is_loopback())
+    {
         Some(address) if !config.tls_terminated => anyhow::bail!(
             "{address} can be reached from other machines, who could read and change what is sent without TLS; listen \
              on 127.0.0.1, or put a proxy that speaks TLS in front and say \"tls-terminated\": true in \"serve\" of the \
@@ -85,8 +93,10 @@ pub(super) async fn take_all(server: Arc<Server>, door: impl Door) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut stopping = server.stopping.clone();
     let next = async || {
-        let place = Arc::clone(&places).acquire_owned().await;
-        door.open().await.map(|(stream, peer)| (stream, peer, place))
+        let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
+        door.open()
+            .await
+            .map(|(stream, peer)| (stream, peer, place))
     };
     loop {
         let opened = tokio::select! {
@@ -95,11 +105,16 @@ pub(super) async fn take_all(server: Arc<Server>, door: impl Door) {
         };
         match opened {
             Ok((stream, peer, place)) => {
-                let server = Arc::clone(&server);
-                tokio::spawn(async move {
-                    http::connection(stream, |request| router::answer(Arc::clone(&server), peer.clone(), request)).await;
-                    drop(place);
-                });
+                let (server, client) = (
+                    Arc::clone(&server),
+                    Arc::new(Client {
+                        peer,
+                        _place: place,
+                    }),
+                );
+                tokio::spawn(http::connection(stream, move |request| {
+                    router::answer(Arc::clone(&server), Arc::clone(&client), request)
+                }));
             }
             Err(_) => sleep(RETRY).await,
         }
@@ -111,8 +126,15 @@ mod tests {
     use super::*;
 
     fn config(listen: &[&str], tls_terminated: bool) -> ServeConfig {
-        let listen = listen.iter().map(|address| address.parse().unwrap()).collect();
-        ServeConfig { listen, tls_terminated, ..ServeConfig::default() }
+        let listen = listen
+            .iter()
+            .map(|address| address.parse().unwrap())
+            .collect();
+        ServeConfig {
+            listen,
+            tls_terminated,
+            ..ServeConfig::default()
+        }
     }
 
     #[test]
@@ -126,9 +148,19 @@ mod tests {
 
     #[test]
     fn listening_beyond_loopback_without_tls_is_refused_with_the_remedy() {
-        for address in ["0.0.0.0:8000", "192.0.2.1:8000", "[::]:8000", "[2001:db8::1]:8000"] {
-            let error = addresses(&[], &config(&["127.0.0.1:8000", address], false)).unwrap_err().to_string();
-            assert!(error.contains(address) && error.contains("tls-terminated"), "{error}");
+        for address in [
+            "0.0.0.0:8000",
+            "192.0.2.1:8000",
+            "[::]:8000",
+            "[2001:db8::1]:8000",
+        ] {
+            let error = addresses(&[], &config(&["127.0.0.1:8000", address], false))
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains(address) && error.contains("tls-terminated"),
+                "{error}"
+            );
             assert!(addresses(&[], &config(&[address], true)).is_ok());
         }
     }

@@ -24,12 +24,16 @@ pub(super) struct Metrics {
 impl Metrics {
     /// A link was refused with this close code.
     pub(super) fn refused(&self, code: u16) {
-        self.refused.get_or_create(&vec![("code", code.to_string())]).inc();
+        self.refused
+            .get_or_create(&vec![("code", code.to_string())])
+            .inc();
     }
 
     /// A request was answered with this status.
     pub(super) fn answered(&self, status: StatusCode) {
-        self.answered.get_or_create(&vec![("code", status.as_str().to_owned())]).inc();
+        self.answered
+            .get_or_create(&vec![("code", status.as_str().to_owned())])
+            .inc();
     }
 
     /// Answers `GET /metrics`.
@@ -37,8 +41,16 @@ impl Metrics {
         let mut names = Names::with_prefix("nbd_proxy");
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
         names.register("build", "The running program", Info::new(version));
-        names.register("http_requests", "HTTP requests answered, by status", self.answered.clone());
-        names.register("refused_links", "Links refused, by close code", self.refused.clone());
+        names.register(
+            "http_requests",
+            "HTTP requests answered, by status",
+            self.answered.clone(),
+        );
+        names.register(
+            "refused_links",
+            "Links refused, by close code",
+            self.refused.clone(),
+        );
         register_sessions(&mut names, sessions);
         let mut text = String::new();
         match encode(&mut text, &names) {
@@ -62,16 +74,33 @@ fn register_sessions(names: &mut Names, registry: &Registry) {
         let labels = vec![("configuration", view.name)];
         let with = |key, value: &str| [labels.clone(), vec![(key, value.to_owned())]].concat();
         for state in ["attaching", "attached", "held", "draining"] {
-            let is_so = view.session.as_ref().is_some_and(|session| session.state == state);
-            present.get_or_create(&with("state", state)).set(i64::from(is_so));
+            let is_so = view
+                .session
+                .as_ref()
+                .is_some_and(|session| session.state == state);
+            present
+                .get_or_create(&with("state", state))
+                .set(i64::from(is_so));
         }
-        ended.get_or_create(&with("outcome", "in_order")).inc_by(totals.in_order);
-        ended.get_or_create(&with("outcome", "failed")).inc_by(totals.failed);
+        ended
+            .get_or_create(&with("outcome", "in_order"))
+            .inc_by(totals.in_order);
+        ended
+            .get_or_create(&with("outcome", "failed"))
+            .inc_by(totals.failed);
         bytes_read.get_or_create(&labels).inc_by(totals.bytes_read);
         requests.get_or_create(&labels).inc_by(totals.requests);
     }
     names.register("sessions", "Present sessions, by state", present);
-    names.register("ended_sessions", "Sessions that are over, by outcome", ended);
+    names.register(
+        "ended_sessions",
+        "Sessions that are over, by outcome",
+        ended,
+    );
     names.register("read_bytes", "Bytes that the machine has read", bytes_read);
-    names.register("device_requests", "Requests that the machine has made", requests);
+    names.register(
+        "device_requests",
+        "Requests that the machine has made",
+        requests,
+    );
 }

@@ -26,7 +26,7 @@ use std::{
 use anyhow::Context as _;
 use hyper::HeaderMap;
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::timeout,
 };
 
@@ -43,9 +43,11 @@ use metrics::Metrics;
 use registry::Registry;
 
 /// How many links there may be at once, those on their way out included.
-const LINKS: usize = 256;
+const LINKS: u32 = 256;
 /// How long sessions may take to end beyond what their stop hooks may take.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long links may take to close once their sessions have ended.
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// What all connections share.
 struct Server {
@@ -58,8 +60,8 @@ struct Server {
 
 impl Server {
     /// Who sent this request.
-    fn identify(&self, peer: &Peer, headers: &HeaderMap) -> Option<Identity> {
-        match peer {
+    fn identify(&self, client: &Client, headers: &HeaderMap) -> Option<Identity> {
+        match client.peer {
             Peer::Network(_) => self.auth.identify(headers),
             Peer::Control => Some(auth::local()),
         }
@@ -72,8 +74,14 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
+/// Who is at the other end of a connection, for as long as that lasts, as a link too.
+struct Client {
+    peer: Peer,
+    _place: OwnedSemaphorePermit,
+}
+
 /// Where a connection comes from.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Peer {
     /// Anybody who reaches a listening address.
     Network(SocketAddr),
@@ -97,16 +105,22 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let config = Arc::new(load(args.config.as_deref())?);
     let addresses = listen::addresses(&args.listen, &config.serve)?;
     let runtime_dir = paths::runtime_dir()?;
-    let control_path = args.control.unwrap_or_else(|| control::default_path(&runtime_dir));
+    let control_path = args
+        .control
+        .unwrap_or_else(|| control::default_path(&runtime_dir));
     let listeners = listen::bind(&addresses).await?;
     let control = ControlListener::bind(&control_path).await?;
-    let first = listeners.first().context("there is no address to listen on")?.local_addr()?;
-    let auth = Auth::new(first.port(), &config.serve.hosts, &config.serve.origins).context("no random numbers")?;
+    let first = listeners
+        .first()
+        .context("there is no address to listen on")?
+        .local_addr()?;
+    let auth = Auth::new(first.port(), &config.serve.hosts, &config.serve.origins)
+        .context("no random numbers")?;
     let (stop, stopping) = watch::channel(false);
     let server = Arc::new(Server {
         registry: Registry::new(&config, &runtime_dir),
         metrics: Metrics::default(),
-        links: Arc::new(Semaphore::new(LINKS)),
+        links: Arc::new(Semaphore::new(LINKS as usize)),
         auth,
         stopping,
     });
@@ -117,7 +131,9 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     print_address(first, server.auth.token());
 
     let signal = signals.next().await;
-    report::information(format!("{signal}: ending all sessions; a second signal doesn't wait for them"));
+    report::information(format!(
+        "{signal}: ending all sessions; a second signal doesn't wait for them"
+    ));
     let _ = stop.send(true);
     let ended = end_sessions(&server, &config, &mut signals).await;
     // It takes its socket away.
@@ -126,12 +142,25 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Ends every session in order: in bounded time, or at once on a second signal.
-async fn end_sessions(server: &Server, config: &Config, signals: &mut Signals) -> anyhow::Result<()> {
-    let hook = config.configurations.iter().map(|one| one.hook_timeout).max().unwrap_or_default();
+async fn end_sessions(
+    server: &Server,
+    config: &Config,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
+    let hook = config
+        .configurations
+        .iter()
+        .map(|one| one.hook_timeout)
+        .max()
+        .unwrap_or_default();
+    let end = async {
+        let ended = timeout(hook + GRACE, server.registry.end_all()).await;
+        // All places are free once every page was told.
+        let _ = timeout(FAREWELL, server.links.acquire_many(LINKS)).await;
+        ended.context("some sessions did not end in time; the next start cleans up after them")
+    };
     tokio::select! {
-        ended = timeout(hook + GRACE, server.registry.end_all()) => {
-            ended.context("some sessions did not end in time; the next start cleans up after them")
-        }
+        ended = end => ended,
         signal = signals.next() => {
             anyhow::bail!("{signal} once more: sessions were left as they are; the next start cleans up after them")
         }
@@ -140,10 +169,13 @@ async fn end_sessions(server: &Server, config: &Config, signals: &mut Signals) -
 
 /// The configuration: as given or at its usual place, else the built-in one.
 fn load(given: Option<&Path>) -> anyhow::Result<Config> {
-    let chosen = given.is_some() || std::env::var_os("NBD_PROXY_CONFIG").is_some_and(|value| !value.is_empty());
+    let chosen = given.is_some()
+        || std::env::var_os("NBD_PROXY_CONFIG").is_some_and(|value| !value.is_empty());
     match Config::load(&paths::config_file(given), Strictness::Strict) {
         Ok((config, _)) => Ok(config),
-        Err(ConfigError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound && !chosen => {
+        Err(ConfigError::Unreadable { source, .. })
+            if source.kind() == io::ErrorKind::NotFound && !chosen =>
+        {
             Ok(Config::built_in())
         }
         Err(error) => Err(error.into()),

@@ -2,12 +2,19 @@
 
 /// The segments of a path, percent-decoded one by one, so that a name may contain a slash.
 pub(super) fn segments(path: &str) -> Vec<String> {
-    path.split('/').filter(|segment| !segment.is_empty()).map(decode).collect()
+    path.split('/')
+        .filter(|segment| !segment.is_empty())
+        .map(decode)
+        .collect()
 }
 
 /// A parameter of a query.
 pub(super) fn parameter(query: &str, key: &str) -> Option<String> {
-    query.split('&').filter_map(|pair| pair.split_once('=')).find(|(name, _)| *name == key).map(|(_, value)| decode(value))
+    query
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(name, _)| *name == key)
+        .map(|(_, value)| decode(value))
 }
 
 /// What is no valid escape stays as it is.
@@ -30,7 +37,9 @@ fn decode(text: &str) -> String {
 }
 
 fn escaped(digits: &[u8]) -> Option<u8> {
-    let digits = digits.get(..2).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))?;
+    let digits = digits
+        .get(..2)
+        .filter(|digits| digits.iter().all(u8::is_ascii_hexdigit))?;
     u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
@@ -39,7 +48,9 @@ pub(crate) fn encode(segment: &str) -> String {
     let mut text = String::with_capacity(segment.len());
     for byte in segment.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => text.push(char::from(byte)),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                text.push(char::from(byte))
+            }
             _ => text.push_str(&format!("%{byte:02X}")),
         }
     }

@@ -16,7 +16,10 @@ pub(super) struct Refusal {
 
 impl Refusal {
     fn new(code: u16, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into() }
+        Self {
+            code,
+            reason: reason.into(),
+        }
     }
 
     /// The query of the address is none that we know: 1008, policy violation.
@@ -26,7 +29,10 @@ impl Refusal {
 
     /// Nobody that we know.
     pub(super) fn not_allowed() -> Self {
-        Self::new(4401, "not allowed: open the address that the server printed when it started, or give its token")
+        Self::new(
+            4401,
+            "not allowed: open the address that the server printed when it started, or give its token",
+        )
     }
 
     /// No configuration of that name.
@@ -36,17 +42,34 @@ impl Refusal {
 
     /// Somebody else's session is attached.
     pub(super) fn in_use(status: &Status) -> Self {
-        let image = status.image.as_ref().map(|image| format!(" with {}", image.name)).unwrap_or_default();
-        Self::new(4409, format!("in use by {} from {}{image}; eject that first", status.user, status.from))
+        let image = status
+            .image
+            .as_ref()
+            .map(|image| format!(" with {}", image.name))
+            .unwrap_or_default();
+        Self::new(
+            4409,
+            format!(
+                "in use by {} from {}{image}; eject that first",
+                status.user, status.from
+            ),
+        )
     }
 
     /// The last session is not quite gone.
     pub(super) fn draining(status: &Status) -> Self {
         let device = status.device.as_deref().unwrap_or("the device");
-        Self::new(4409, match status.draining_for.join(", ") {
-            users if users.is_empty() => format!("draining: {device} is being detached; try again in a moment"),
-            users => format!("draining: {device} is detached but not free before it is closed: {users}"),
-        })
+        Self::new(
+            4409,
+            match status.draining_for.join(", ") {
+                users if users.is_empty() => {
+                    format!("draining: {device} is being detached; try again in a moment")
+                }
+                users => format!(
+                    "draining: {device} is detached but not free before it is closed: {users}"
+                ),
+            },
+        )
     }
 
     /// More links than we take.
@@ -68,7 +91,9 @@ impl Refusal {
 impl From<ClaimError> for Refusal {
     fn from(error: ClaimError) -> Self {
         match error {
-            ClaimError::Busy { .. } | ClaimError::Leftover(DeviceError::InUse { .. }) => Self::new(4409, error.to_string()),
+            ClaimError::Busy { .. } | ClaimError::Leftover(DeviceError::InUse { .. }) => {
+                Self::new(4409, error.to_string())
+            }
             _ => Self::failed(&error),
         }
     }

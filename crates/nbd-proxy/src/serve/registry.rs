@@ -25,7 +25,6 @@ use crate::{
     claim::Claim,
     config::{Config, Configuration},
     link::Link,
-    report,
 };
 
 /// How often a change of nothing but counters is told.
@@ -50,7 +49,11 @@ impl Registry {
                 slot
             })
             .collect();
-        Self { slots, version, closed: AtomicBool::new(false) }
+        Self {
+            slots,
+            version,
+            closed: AtomicBool::new(false),
+        }
     }
 
     /// In the configuration file's order.
@@ -60,7 +63,9 @@ impl Registry {
 
     /// The slot of that name.
     pub(super) fn find(&self, name: &str) -> Option<&Arc<Slot>> {
-        self.slots.iter().find(|slot| slot.configuration().name == name)
+        self.slots
+            .iter()
+            .find(|slot| slot.configuration().name == name)
     }
 
     /// The slot that is taken where none is named.
@@ -70,8 +75,15 @@ impl Registry {
 
     /// A sentence for who asked for a configuration that there is not.
     pub(super) fn no_such(&self, name: &str) -> String {
-        let names: Vec<_> = self.slots.iter().map(|slot| format!("{:?}", slot.configuration().name)).collect();
-        format!("there is no configuration {name:?}; there is {}", names.join(", "))
+        let names: Vec<_> = self
+            .slots
+            .iter()
+            .map(|slot| format!("{:?}", slot.configuration().name))
+            .collect();
+        format!(
+            "there is no configuration {name:?}; there is {}",
+            names.join(", ")
+        )
     }
 
     /// Grows after any slot's [`Slot::changes`] has changed.
@@ -82,7 +94,11 @@ impl Registry {
     /// Ends all sessions in order, and waits until their devices are detached; no session begins any more.
     pub(super) async fn end_all(&self) {
         self.closed.store(true, Ordering::Release);
-        let attachments: Vec<_> = self.slots.iter().filter_map(|slot| slot.attachment()).collect();
+        let attachments: Vec<_> = self
+            .slots
+            .iter()
+            .filter_map(|slot| slot.attachment())
+            .collect();
         for attachment in &attachments {
             attachment.end(EndReason::Shutdown);
         }
@@ -92,7 +108,12 @@ impl Registry {
     }
 
     /// Gives `link` to the slot's session, or begins one. `session` is the ID that a `v=1` link carries.
-    pub(super) async fn offer(&self, slot: &Arc<Slot>, session: Option<String>, link: Link) -> Result<(), Refusal> {
+    pub(super) async fn offer(
+        &self,
+        slot: &Arc<Slot>,
+        session: Option<String>,
+        link: Link,
+    ) -> Result<(), Refusal> {
         // Whoever waits here finds what the link before it made of the slot.
         let _gate = slot.gate.lock().await;
         if self.closed.load(Ordering::Acquire) {
@@ -134,7 +155,11 @@ pub(super) struct Totals {
 
 impl Totals {
     fn with(self, status: &Status) -> Self {
-        Self { bytes_read: self.bytes_read + status.bytes_read, requests: self.requests + status.requests, ..self }
+        Self {
+            bytes_read: self.bytes_read + status.bytes_read,
+            requests: self.requests + status.requests,
+            ..self
+        }
     }
 }
 
@@ -174,14 +199,18 @@ impl Slot {
             default: configuration.default,
             device: configuration.device.to_string(),
             metadata: configuration.metadata.clone(),
-            session: self.attachment().and_then(|attachment| SessionView::of(&attachment.status().borrow())),
+            session: self
+                .attachment()
+                .and_then(|attachment| SessionView::of(&attachment.status().borrow())),
         }
     }
 
     /// What all sessions did, the present one's bytes and requests included.
     pub(super) fn totals(&self) -> Totals {
         let Occupancy { occupant, past } = self.occupancy.borrow().clone();
-        occupant.map_or(past, |occupant| past.with(&occupant.attachment.status().borrow()))
+        occupant.map_or(past, |occupant| {
+            past.with(&occupant.attachment.status().borrow())
+        })
     }
 
     /// The JSON of [`Slot::view`]: on change, and at most once a second where only counters moved.
@@ -191,7 +220,9 @@ impl Slot {
 
     /// Detaches. An empty slot is as good as ejected.
     pub(super) async fn eject(&self, force: bool) -> Result<Ejected, EjectError> {
-        let Some(attachment) = self.attachment() else { return Ok(Ejected::Free) };
+        let Some(attachment) = self.attachment() else {
+            return Ok(Ejected::Free);
+        };
         let ejected = attachment.eject(force).await;
         if ejected == Ok(Ejected::Free) {
             self.vacated().await;
@@ -200,12 +231,20 @@ impl Slot {
     }
 
     fn attachment(&self) -> Option<Attachment> {
-        self.occupancy.borrow().occupant.as_ref().map(|occupant| occupant.attachment.clone())
+        self.occupancy
+            .borrow()
+            .occupant
+            .as_ref()
+            .map(|occupant| occupant.attachment.clone())
     }
 
     async fn vacated(&self) {
         // Fails only when the sender is gone, and that is ours.
-        let _ = self.occupancy.subscribe().wait_for(|occupancy| occupancy.occupant.is_none()).await;
+        let _ = self
+            .occupancy
+            .subscribe()
+            .wait_for(|occupancy| occupancy.occupant.is_none())
+            .await;
     }
 
     /// Who is there, and not on the way out of the door.
@@ -219,13 +258,20 @@ impl Slot {
     }
 
     /// The rules of the contract's "Links".
-    fn join(&self, occupant: &Occupant, session: Option<String>, link: Link) -> Result<(), Refusal> {
+    fn join(
+        &self,
+        occupant: &Occupant,
+        session: Option<String>,
+        link: Link,
+    ) -> Result<(), Refusal> {
         let status = occupant.attachment.status().borrow().clone();
         let same_session = session.is_some() && session == occupant.session;
         match status.phase {
             Phase::Draining | Phase::Ended => return Err(Refusal::draining(&status)),
             _ if status.user != link.user => return Err(Refusal::in_use(&status)),
-            Phase::Attaching | Phase::Attached if !same_session => return Err(Refusal::in_use(&status)),
+            Phase::Attaching | Phase::Attached if !same_session => {
+                return Err(Refusal::in_use(&status));
+            }
             Phase::Attaching | Phase::Attached | Phase::Held { .. } => {}
         }
         occupant.attachment.link(link);
@@ -247,8 +293,12 @@ impl Slot {
         };
         let attachment = Attachment::start(settings, claim, id);
         attachment.link(link);
-        let occupant = Occupant { attachment: attachment.clone(), session };
-        self.occupancy.send_modify(|occupancy| occupancy.occupant = Some(occupant));
+        let occupant = Occupant {
+            attachment: attachment.clone(),
+            session,
+        };
+        self.occupancy
+            .send_modify(|occupancy| occupancy.occupant = Some(occupant));
         tokio::spawn(Arc::clone(self).clear_after(attachment));
         Ok(())
     }
@@ -264,11 +314,6 @@ impl Slot {
                 Outcome::Failed(_) => occupancy.past.failed += 1,
             }
         });
-        let name = &self.configuration().name;
-        match outcome {
-            Outcome::InOrder(sentence) => report::information(format!("{name}: {sentence}")),
-            Outcome::Failed(sentence) => report::error(format!("{name}: {sentence}")),
-        }
     }
 }
 
@@ -316,7 +361,12 @@ async fn next_status(statuses: &mut Option<watch::Receiver<Status>>) {
 
 fn same_but_counters(one: &ConfigurationView, other: &ConfigurationView) -> bool {
     let uncounted = |view: &ConfigurationView| {
-        view.session.clone().map(|session| SessionView { bytes_read: 0, requests: 0, seconds_left: None, ..session })
+        view.session.clone().map(|session| SessionView {
+            bytes_read: 0,
+            requests: 0,
+            seconds_left: None,
+            ..session
+        })
     };
     uncounted(one) == uncounted(other)
 }

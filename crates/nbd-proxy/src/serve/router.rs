@@ -9,34 +9,48 @@ use hyper::{
 };
 
 use super::{
-    Peer, Server, api, assets,
+    Client, Peer, Server, api, assets,
     auth::{Host, WrongAddress},
     http::{self, Body},
     links, path,
 };
 
 /// Answers one request.
-pub(super) async fn answer(server: Arc<Server>, peer: Peer, request: Request<Incoming>) -> Response<Body> {
-    let (mut response, host) = match check_address(&server, &peer, request.uri(), request.headers()) {
-        Ok(host) => (dispatch(&server, &peer, request).await, host),
-        Err(wrong) => (http::error(StatusCode::FORBIDDEN, wrong.to_string()), None),
-    };
+pub(super) async fn answer(
+    server: Arc<Server>,
+    client: Arc<Client>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let (mut response, host) =
+        match check_address(&server, &client, request.uri(), request.headers()) {
+            Ok(host) => (dispatch(&server, &client, request).await, host),
+            Err(wrong) => (http::error(StatusCode::FORBIDDEN, wrong.to_string()), None),
+        };
     server.metrics.answered(response.status());
     http::secure(response.headers_mut(), host.as_ref());
     response
 }
 
 /// No page can reach the control socket.
-fn check_address(server: &Server, peer: &Peer, uri: &Uri, headers: &HeaderMap) -> Result<Option<Host>, WrongAddress> {
-    match peer {
+fn check_address(
+    server: &Server,
+    client: &Client,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Result<Option<Host>, WrongAddress> {
+    match client.peer {
         Peer::Control => Ok(None),
         Peer::Network(_) => server.auth.check_address(uri, headers).map(Some),
     }
 }
 
-async fn dispatch(server: &Arc<Server>, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
+async fn dispatch(
+    server: &Arc<Server>,
+    client: &Arc<Client>,
+    request: Request<Incoming>,
+) -> Response<Body> {
     if links::is_upgrade(request.headers()) {
-        return links::upgrade(server, peer, request);
+        return links::upgrade(server, client, request);
     }
     let (request, body) = request.into_parts();
     let method = match request.method {
@@ -51,7 +65,11 @@ async fn dispatch(server: &Arc<Server>, peer: &Peer, request: Request<Incoming>)
             Method::POST => api::log_in(server, body).await,
             _ => api::wrong_method("POST"),
         },
-        ("api", ..) | ("metrics", "", "") if server.identify(peer, &request.headers).is_none() => unauthorized(),
+        ("api", ..) | ("metrics", "", "")
+            if server.identify(client, &request.headers).is_none() =>
+        {
+            unauthorized()
+        }
         ("api", "v1", _) => api::answer(server, &method, &segments[2..], body).await,
         ("metrics", "", "") => only_get(&method, || server.metrics.render(&server.registry)),
         _ => match assets::get(request.uri.path(), &request.headers) {
@@ -73,6 +91,8 @@ fn unauthorized() -> Response<Body> {
         StatusCode::UNAUTHORIZED,
         "not allowed: open the address that the server printed when it started, or send its token as Authorization: Bearer",
     );
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    response
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }

@@ -26,26 +26,40 @@ impl Address {
     /// Reads `http://HOST:PORT/#token=…`, or `ws(s)://HOST:PORT/nbd/NAME`. `token` is that of the command line.
     pub(super) fn parse(text: &str, token: Option<String>) -> anyhow::Result<Self> {
         let (text, fragment) = text.split_once('#').unwrap_or((text, ""));
-        let uri: Uri = text.parse().with_context(|| format!("{text:?} is not an address"))?;
+        let uri: Uri = text
+            .parse()
+            .with_context(|| format!("{text:?} is not an address"))?;
         let tls = match uri.scheme().map(Scheme::as_str) {
             Some("http" | "ws") => false,
             Some("https" | "wss") => true,
             _ => bail!("{text:?} begins with none of http://, https://, ws://, wss://"),
         };
-        let authority = uri.authority().with_context(|| format!("{text:?} names no host"))?;
+        let authority = uri
+            .authority()
+            .with_context(|| format!("{text:?} names no host"))?;
         if authority.as_str().contains('@') {
             bail!("an address with a user name is not understood; give the token with --token");
         }
         if uri.query().is_some() {
-            bail!("the address has a query, {:?}; leave it out", uri.query().unwrap_or_default());
+            bail!(
+                "the address has a query, {:?}; leave it out",
+                uri.query().unwrap_or_default()
+            );
         }
-        let in_fragment = fragment.split('&').find_map(|pair| pair.strip_prefix("token=")).filter(|token| !token.is_empty());
+        let in_fragment = fragment
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("token="))
+            .filter(|token| !token.is_empty());
         let (prefix, configuration) = split_path(uri.path())?;
         let host = authority.host();
         Ok(Self {
             tls,
             authority: authority.as_str().to_owned(),
-            host: host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host).to_owned(),
+            host: host
+                .strip_prefix('[')
+                .and_then(|host| host.strip_suffix(']'))
+                .unwrap_or(host)
+                .to_owned(),
             port: authority.port_u16().unwrap_or(if tls { 443 } else { 80 }),
             prefix,
             configuration,
@@ -56,7 +70,10 @@ impl Address {
     /// The address of the link to a configuration, percent-encoded, with a session's ID.
     pub(super) fn link(&self, configuration: &str, session: &str) -> String {
         let scheme = if self.tls { "wss" } else { "ws" };
-        format!("{scheme}://{}{}/nbd/{configuration}?session={session}&v=1", self.authority, self.prefix)
+        format!(
+            "{scheme}://{}{}/nbd/{configuration}?session={session}&v=1",
+            self.authority, self.prefix
+        )
     }
 }
 
@@ -65,7 +82,9 @@ fn split_path(path: &str) -> anyhow::Result<(String, Option<String>)> {
     match path.rsplit_once("/nbd/") {
         Some((_, name)) if name.contains('/') => bail!("{path:?} does not end in /nbd/NAME"),
         Some((prefix, name)) => Ok((prefix.to_owned(), Some(name.to_owned()))),
-        None if path.ends_with("/vm/0/0") => bail!("the links at /vm/0/0 are for older programs; use /nbd/NAME"),
+        None if path.ends_with("/vm/0/0") => {
+            bail!("the links at /vm/0/0 are for older programs; use /nbd/NAME")
+        }
         None => Ok((path.to_owned(), None)),
     }
 }
@@ -77,23 +96,42 @@ mod tests {
     #[test]
     fn the_printed_address_has_it_all() {
         let address = Address::parse("http://127.0.0.1:8000/#token=abc", None).unwrap();
-        assert_eq!((address.tls, address.host.as_str(), address.port), (false, "127.0.0.1", 8000));
-        assert_eq!((address.prefix.as_str(), address.configuration.clone()), ("", None));
+        assert_eq!(
+            (address.tls, address.host.as_str(), address.port),
+            (false, "127.0.0.1", 8000)
+        );
+        assert_eq!(
+            (address.prefix.as_str(), address.configuration.clone()),
+            ("", None)
+        );
         assert_eq!(address.token.as_deref(), Some("abc"));
-        assert_eq!(address.link("a%20b", "id"), "ws://127.0.0.1:8000/nbd/a%20b?session=id&v=1");
+        assert_eq!(
+            address.link("a%20b", "id"),
+            "ws://127.0.0.1:8000/nbd/a%20b?session=id&v=1"
+        );
     }
 
     #[test]
     fn a_link_names_its_configuration_and_may_stand_behind_a_proxy() {
         let address = Address::parse("wss://[::1]/lab/disks/nbd/0", Some("t".to_owned())).unwrap();
-        assert_eq!((address.tls, address.host.as_str(), address.port), (true, "::1", 443));
-        assert_eq!((address.prefix.as_str(), address.configuration.as_deref()), ("/lab/disks", Some("0")));
-        assert_eq!(address.link("0", "id"), "wss://[::1]/lab/disks/nbd/0?session=id&v=1");
+        assert_eq!(
+            (address.tls, address.host.as_str(), address.port),
+            (true, "::1", 443)
+        );
+        assert_eq!(
+            (address.prefix.as_str(), address.configuration.as_deref()),
+            ("/lab/disks", Some("0"))
+        );
+        assert_eq!(
+            address.link("0", "id"),
+            "wss://[::1]/lab/disks/nbd/0?session=id&v=1"
+        );
     }
 
     #[test]
     fn the_command_line_token_comes_first() {
-        let address = Address::parse("http://localhost/#token=abc", Some("def".to_owned())).unwrap();
+        let address =
+            Address::parse("http://localhost/#token=abc", Some("def".to_owned())).unwrap();
         assert_eq!(address.token.as_deref(), Some("def"));
     }
 

@@ -55,7 +55,13 @@ pub(super) async fn open(address: &Address, session: &str) -> anyhow::Result<Con
         open_link(address, &address.link(&configuration, session)).await
     })
     .await
-    .with_context(|| format!("{} didn't answer within {} s", address.authority, PATIENCE.as_secs()))?
+    .with_context(|| {
+        format!(
+            "{} didn't answer within {} s",
+            address.authority,
+            PATIENCE.as_secs()
+        )
+    })?
 }
 
 async fn open_link(address: &Address, link: &str) -> anyhow::Result<Connection> {
@@ -72,7 +78,8 @@ async fn open_link(address: &Address, link: &str) -> anyhow::Result<Connection> 
             "{} refuses to be called by this name; add it to \"hosts\" in \"serve\" of its configuration",
             address.authority
         ),
-        Err(error) => Err(error).with_context(|| format!("there is no nbd-proxy serve at {}", address.authority)),
+        Err(error) => Err(error)
+            .with_context(|| format!("there is no nbd-proxy serve at {}", address.authority)),
     }
 }
 
@@ -82,15 +89,31 @@ async fn default_configuration(address: &Address) -> anyhow::Result<String> {
     if status != StatusCode::OK {
         match serde_json::from_slice::<ErrorView>(&body) {
             Ok(refusal) => bail!("{}: {}", address.authority, refusal.error),
-            Err(_) => bail!("there is no nbd-proxy serve at {}: it answers {status}", address.authority),
+            Err(_) => bail!(
+                "there is no nbd-proxy serve at {}: it answers {status}",
+                address.authority
+            ),
         }
     }
-    let all: Configurations = serde_json::from_slice(&body)
-        .with_context(|| format!("there is no nbd-proxy serve at {} that we understand", address.authority))?;
-    let names = || all.configurations.iter().map(|one| format!("/nbd/{}", path::encode(&one.name))).collect::<Vec<_>>();
+    let all: Configurations = serde_json::from_slice(&body).with_context(|| {
+        format!(
+            "there is no nbd-proxy serve at {} that we understand",
+            address.authority
+        )
+    })?;
+    let names = || {
+        all.configurations
+            .iter()
+            .map(|one| format!("/nbd/{}", path::encode(&one.name)))
+            .collect::<Vec<_>>()
+    };
     match all.configurations.iter().find(|one| one.default) {
         Some(one) => Ok(path::encode(&one.name)),
-        None => bail!("{} has no default configuration; append one of {} to the address", address.authority, names().join(", ")),
+        None => bail!(
+            "{} has no default configuration; append one of {} to the address",
+            address.authority,
+            names().join(", ")
+        ),
     }
 }
 
@@ -101,20 +124,31 @@ async fn get(address: &Address, path: &str) -> anyhow::Result<(StatusCode, Bytes
         .header(header::HOST, &address.authority)
         .body(Empty::<Bytes>::new())?;
     if let Some(authorization) = authorization(address)? {
-        request.headers_mut().insert(header::AUTHORIZATION, authorization);
+        request
+            .headers_mut()
+            .insert(header::AUTHORIZATION, authorization);
     }
-    let response =
-        sender.send_request(request).await.with_context(|| format!("{} does not speak HTTP", address.authority))?;
+    let response = sender
+        .send_request(request)
+        .await
+        .with_context(|| format!("{} does not speak HTTP", address.authority))?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_LIMIT).collect().await;
+    let body = Limited::new(response.into_body(), ANSWER_LIMIT)
+        .collect()
+        .await;
     connection.abort();
-    let body = body.map_err(|error| anyhow::anyhow!("the answer of {} broke off: {error}", address.authority))?;
+    let body = body.map_err(|error| {
+        anyhow::anyhow!("the answer of {} broke off: {error}", address.authority)
+    })?;
     Ok((status, body.to_bytes()))
 }
 
 fn authorization(address: &Address) -> anyhow::Result<Option<HeaderValue>> {
-    let Some(token) = &address.token else { return Ok(None) };
-    let mut value = HeaderValue::try_from(format!("Bearer {token}")).context("this token can't be sent")?;
+    let Some(token) = &address.token else {
+        return Ok(None);
+    };
+    let mut value =
+        HeaderValue::try_from(format!("Bearer {token}")).context("this token can't be sent")?;
     value.set_sensitive(true);
     Ok(Some(value))
 }
@@ -127,7 +161,8 @@ async fn connect(address: &Address) -> anyhow::Result<Box<dyn Stream>> {
     if !address.tls {
         return Ok(Box::new(stream));
     }
-    let name = ServerName::try_from(address.host.clone()).context("the address names no host that a certificate could")?;
+    let name = ServerName::try_from(address.host.clone())
+        .context("the address names no host that a certificate could")?;
     let stream = TlsConnector::from(Arc::new(tls()?))
         .connect(name, stream)
         .await
@@ -141,10 +176,14 @@ fn tls() -> anyhow::Result<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(found.certs);
     if roots.is_empty() {
-        bail!("this machine trusts no certificate authority; install ca-certificates, or name a file in SSL_CERT_FILE");
+        bail!(
+            "this machine trusts no certificate authority; install ca-certificates, or name a file in SSL_CERT_FILE"
+        );
     }
-    Ok(ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
+    Ok(
+        ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth(),
+    )
 }

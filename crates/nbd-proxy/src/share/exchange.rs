@@ -62,12 +62,24 @@ struct Farewell {
 impl Farewell {
     fn violation(rule: impl std::fmt::Display) -> Self {
         let sentence = format!("the server broke a rule: {rule}");
-        Self { code: 1002, finished: Finished { in_order: false, sentence } }
+        Self {
+            code: 1002,
+            finished: Finished {
+                in_order: false,
+                sentence,
+            },
+        }
     }
 
     fn goodbye() -> Self {
         let sentence = "stopped".to_owned();
-        Self { code: 1000, finished: Finished { in_order: true, sentence } }
+        Self {
+            code: 1000,
+            finished: Finished {
+                in_order: true,
+                sentence,
+            },
+        }
     }
 }
 
@@ -157,8 +169,17 @@ impl<'a> Exchange<'a> {
             return Err(Farewell::goodbye());
         }
         if self.heard.elapsed() >= SILENCE {
-            let sentence = format!("the link is lost: the server said nothing for {} s", SILENCE.as_secs());
-            return Err(Farewell { code: 4408, finished: Finished { in_order: false, sentence } });
+            let sentence = format!(
+                "the link is lost: the server said nothing for {} s",
+                SILENCE.as_secs()
+            );
+            return Err(Farewell {
+                code: 4408,
+                finished: Finished {
+                    in_order: false,
+                    sentence,
+                },
+            });
         }
         Ok(())
     }
@@ -174,7 +195,9 @@ impl<'a> Exchange<'a> {
         } else if message.is_binary() {
             let data: Bytes = message.into_payload().into();
             match &mut self.stage {
-                Stage::Handshake(handshake) => handshake.handle_input(data).map_err(Farewell::violation)?,
+                Stage::Handshake(handshake) => {
+                    handshake.handle_input(data).map_err(Farewell::violation)?
+                }
                 Stage::Transmission(transmission) => transmission.handle_input(data),
             }
             self.advance()?;
@@ -194,21 +217,29 @@ impl<'a> Exchange<'a> {
                     self.leave_at = Some(Instant::now() + GOODBYE);
                     return Ok(());
                 }
-                Some(HandshakeEvent::Transmission { transmission, .. }) => self.stage = Stage::Transmission(transmission),
+                Some(HandshakeEvent::Transmission { transmission, .. }) => {
+                    self.stage = Stage::Transmission(transmission)
+                }
             }
         }
         self.take_requests()
     }
 
     fn take_requests(&mut self) -> Result<(), Farewell> {
-        let Stage::Transmission(transmission) = &mut self.stage else { return Ok(()) };
+        let Stage::Transmission(transmission) = &mut self.stage else {
+            return Ok(());
+        };
         while let Some(incoming) = transmission.poll_request().map_err(Farewell::violation)? {
             match incoming {
-                Incoming::Request { reply_to, command, .. } => self.waiting.push_back((reply_to, command)),
+                Incoming::Request {
+                    reply_to, command, ..
+                } => self.waiting.push_back((reply_to, command)),
                 Incoming::Refused { reply_to, failure } => {
                     let mut output = Vec::new();
                     transmission.reply(reply_to, Err(failure), &mut output);
-                    output.into_iter().for_each(|part| self.socket.push(Message::binary(part)));
+                    output
+                        .into_iter()
+                        .for_each(|part| self.socket.push(Message::binary(part)));
                 }
                 Incoming::Disconnect => self.leave_at = Some(Instant::now() + GOODBYE),
             }
@@ -224,24 +255,44 @@ impl<'a> Exchange<'a> {
         while self.running.len() < READERS
             && let Some((_, command)) = self.waiting.front()
         {
-            let length = if matches!(command, Command::Read { .. }) { command.length() } else { 0 };
+            let length = if matches!(command, Command::Read { .. }) {
+                command.length()
+            } else {
+                0
+            };
             let held = self.reading + self.socket.queued() as u64;
             if held > 0 && held + length > BUDGET {
                 return;
             }
-            let Some((reply_to, command)) = self.waiting.pop_front() else { return };
+            let Some((reply_to, command)) = self.waiting.pop_front() else {
+                return;
+            };
             self.reading += length;
             let image = Arc::clone(&self.image);
-            self.running.spawn_blocking(move || Answer { reply_to, result: image.carry_out(&command), length });
+            self.running.spawn_blocking(move || Answer {
+                reply_to,
+                result: image.carry_out(&command),
+                length,
+            });
         }
     }
 
-    fn answer(&mut self, Answer { reply_to, result, length }: Answer) {
+    fn answer(
+        &mut self,
+        Answer {
+            reply_to,
+            result,
+            length,
+        }: Answer,
+    ) {
         self.reading -= length;
         match &result {
             Ok(_) => self.progress.count(length),
             Err(failure) if failure.message != self.complaint => {
-                self.progress.warn(&format!("{}; the machine gets an input/output error", failure.message));
+                self.progress.warn(&format!(
+                    "{}; the machine gets an input/output error",
+                    failure.message
+                ));
                 self.complaint.clone_from(&failure.message);
             }
             Err(_) => {}
@@ -249,14 +300,22 @@ impl<'a> Exchange<'a> {
         if let Stage::Transmission(transmission) = &mut self.stage {
             let mut output = Vec::new();
             transmission.reply(reply_to, result, &mut output);
-            output.into_iter().for_each(|part| self.socket.push(Message::binary(part)));
+            output
+                .into_iter()
+                .for_each(|part| self.socket.push(Message::binary(part)));
         }
     }
 
     fn finished(&self, end: End) -> Finished {
         if let Some((reason, message)) = &self.ended {
-            let in_order = matches!(reason.as_str(), "bye" | "closed" | "ejected" | "disconnected" | "shutdown");
-            return Finished { in_order, sentence: message.clone() };
+            let in_order = matches!(
+                reason.as_str(),
+                "bye" | "closed" | "ejected" | "disconnected" | "shutdown"
+            );
+            return Finished {
+                in_order,
+                sentence: message.clone(),
+            };
         }
         let in_order = matches!(end.code, 1000 | 1005) || self.leave_at.is_some();
         let sentence = match end.code {

@@ -42,25 +42,40 @@ impl Image {
     pub(super) fn open(path: &Path, name: Option<String>) -> anyhow::Result<Self> {
         let shown = path.display();
         let mut file = File::open(path).with_context(|| format!("can't open {shown}"))?;
-        let metadata = file.metadata().with_context(|| format!("can't look at {shown}"))?;
+        let metadata = file
+            .metadata()
+            .with_context(|| format!("can't look at {shown}"))?;
         let kind = metadata.file_type();
         let (size, version) = if kind.is_file() {
             (metadata.len(), Some(version(&file)?))
         } else if kind.is_block_device() {
-            (file.seek(SeekFrom::End(0)).with_context(|| format!("can't tell how large {shown} is"))?, None)
+            (
+                file.seek(SeekFrom::End(0))
+                    .with_context(|| format!("can't tell how large {shown} is"))?,
+                None,
+            )
         } else {
             bail!("{shown} is neither a file nor a block device");
         };
         if size == 0 {
             bail!("{shown} is empty: there is nothing to attach");
         }
-        let own_name = || path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let own_name = || {
+            path.file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+        };
         let info = ImageInfo {
             name: name.or_else(own_name).unwrap_or_else(|| shown.to_string()),
             size,
-            modified: version.map(|version| version.modified.0 * 1000 + version.modified.1 / 1_000_000),
+            modified: version
+                .map(|version| version.modified.0 * 1000 + version.modified.1 / 1_000_000),
         };
-        Ok(Self { file, path: path.to_owned(), info, version })
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            info,
+            version,
+        })
     }
 
     /// As it is announced.
@@ -79,7 +94,10 @@ impl Image {
                 | TransmissionFlags::SEND_FLUSH
                 | TransmissionFlags::SEND_CACHE
                 | TransmissionFlags::CAN_MULTI_CONN,
-            block_sizes: Some(BlockSizes { maximum: MAXIMUM_REQUEST, ..BlockSizes::default() }),
+            block_sizes: Some(BlockSizes {
+                maximum: MAXIMUM_REQUEST,
+                ..BlockSizes::default()
+            }),
         }
     }
 
@@ -87,21 +105,25 @@ impl Image {
     pub(super) fn carry_out(&self, command: &Command) -> Result<Reply, Failure> {
         match *command {
             Command::Read { offset, length } => self.read(offset, length).map(Reply::Data),
-            Command::BlockStatus { offset, length } => Ok(Reply::BlockStatus(self.extents(offset, length))),
-            Command::Cache { .. } | Command::Flush => Ok(Reply::Done),
-            Command::Write { .. } | Command::Trim { .. } | Command::WriteZeroes { .. } => {
-                Err(Failure::new(Errno::EPERM, "the image is shared for reading only"))
+            Command::BlockStatus { offset, length } => {
+                Ok(Reply::BlockStatus(self.extents(offset, length)))
             }
+            Command::Cache { .. } | Command::Flush => Ok(Reply::Done),
+            Command::Write { .. } | Command::Trim { .. } | Command::WriteZeroes { .. } => Err(
+                Failure::new(Errno::EPERM, "the image is shared for reading only"),
+            ),
         }
     }
 
     fn read(&self, offset: u64, length: u32) -> Result<Payload, Failure> {
         let length = usize::try_from(length).map_err(|_| Failure::from(Errno::EOVERFLOW))?;
         let mut data = vec![0; length];
-        self.file.read_exact_at(&mut data, offset).map_err(|error| match error.kind() {
-            ErrorKind::UnexpectedEof => self.failure("has become shorter since it was opened"),
-            _ => self.failure(&format!("can't be read: {error}")),
-        })?;
+        self.file
+            .read_exact_at(&mut data, offset)
+            .map_err(|error| match error.kind() {
+                ErrorKind::UnexpectedEof => self.failure("has become shorter since it was opened"),
+                _ => self.failure(&format!("can't be read: {error}")),
+            })?;
         // Afterwards: whatever was written before or meanwhile shows.
         match self.version {
             Some(opened) if version(&self.file).ok() != Some(opened) => {
@@ -137,7 +159,10 @@ impl Image {
         let hole = ExtentFlags::HOLE | ExtentFlags::ZERO;
         match rustix::fs::seek(&self.file, Sparse::Data(at)) {
             Ok(start) if start > at => (start, hole),
-            Ok(_) => (rustix::fs::seek(&self.file, Sparse::Hole(at)).unwrap_or(end), data),
+            Ok(_) => (
+                rustix::fs::seek(&self.file, Sparse::Hole(at)).unwrap_or(end),
+                data,
+            ),
             Err(rustix::io::Errno::NXIO) if self.version.is_some() => (end, hole),
             Err(_) => (end, data),
         }
@@ -146,7 +171,10 @@ impl Image {
 
 fn version(file: &File) -> anyhow::Result<Version> {
     let metadata = file.metadata()?;
-    Ok(Version { size: metadata.len(), modified: (metadata.mtime(), metadata.mtime_nsec()) })
+    Ok(Version {
+        size: metadata.len(),
+        modified: (metadata.mtime(), metadata.mtime_nsec()),
+    })
 }
 
 #[cfg(test)]
@@ -173,15 +201,28 @@ mod tests {
     fn any_range_is_read() {
         let (_folder, path) = file(b"0123456789");
         let image = Image::open(&path, None).unwrap();
-        assert_eq!((image.info().name.as_str(), image.info().size), ("disk.img", 10));
+        assert_eq!(
+            (image.info().name.as_str(), image.info().size),
+            ("disk.img", 10)
+        );
         assert_eq!(read(&image, 3, 7).unwrap(), b"3456789");
-        assert_eq!(Image::open(&path, Some("other".into())).unwrap().info().name, "other");
+        assert_eq!(
+            Image::open(&path, Some("other".into()))
+                .unwrap()
+                .info()
+                .name,
+            "other"
+        );
     }
 
     #[test]
     fn what_is_no_image_is_refused_with_a_reason() {
         let (folder, path) = file(b"");
-        for (path, word) in [(path.as_path(), "empty"), (folder.path(), "neither"), (Path::new("/nonexistent"), "can't open")] {
+        for (path, word) in [
+            (path.as_path(), "empty"),
+            (folder.path(), "neither"),
+            (Path::new("/nonexistent"), "can't open"),
+        ] {
             let error = Image::open(path, None).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
         }
@@ -191,7 +232,12 @@ mod tests {
     fn a_file_that_was_cut_off_gives_eio_and_says_so() {
         let (_folder, path) = file(&[7; 4096]);
         let image = Image::open(&path, None).unwrap();
-        File::options().write(true).open(&path).unwrap().set_len(1000).unwrap();
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(1000)
+            .unwrap();
         let failure = read(&image, 2048, 512).unwrap_err();
         assert_eq!(failure.errno, Errno::EIO);
         assert!(failure.message.contains("shorter"), "{failure}");
@@ -201,7 +247,12 @@ mod tests {
     fn a_file_that_was_written_to_gives_eio_and_says_so() {
         let (_folder, path) = file(&[7; 4096]);
         let image = Image::open(&path, None).unwrap();
-        File::options().append(true).open(&path).unwrap().write_all(b"more").unwrap();
+        File::options()
+            .append(true)
+            .open(&path)
+            .unwrap()
+            .write_all(b"more")
+            .unwrap();
         let failure = read(&image, 0, 512).unwrap_err();
         assert_eq!(failure.errno, Errno::EIO);
         assert!(failure.message.contains("changed"), "{failure}");
@@ -223,12 +274,24 @@ mod tests {
         sparse.set_len(4 * MIB).unwrap();
         sparse.write_all_at(&[1; 4096], MIB).unwrap();
         let image = Image::open(&path, None).unwrap();
-        let Ok(Reply::BlockStatus(extents)) = image.carry_out(&Command::BlockStatus { offset: 512, length: 3 << 20 }) else {
+        let Ok(Reply::BlockStatus(extents)) = image.carry_out(&Command::BlockStatus {
+            offset: 512,
+            length: 3 << 20,
+        }) else {
             panic!("no extents")
         };
-        assert_eq!(extents.iter().map(|extent| u64::from(extent.length)).sum::<u64>(), 3 * MIB);
-        let data: u64 =
-            extents.iter().filter(|extent| extent.flags.is_empty()).map(|extent| u64::from(extent.length)).sum();
+        assert_eq!(
+            extents
+                .iter()
+                .map(|extent| u64::from(extent.length))
+                .sum::<u64>(),
+            3 * MIB
+        );
+        let data: u64 = extents
+            .iter()
+            .filter(|extent| extent.flags.is_empty())
+            .map(|extent| u64::from(extent.length))
+            .sum();
         assert!((4096..=3 * MIB).contains(&data));
     }
 }

@@ -36,7 +36,8 @@ pub(super) struct Progress {
 impl Progress {
     pub(super) fn new(image: &ImageInfo) -> Self {
         let line = stderr().is_terminal().then(|| {
-            let style = ProgressStyle::with_template("{spinner} {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+            let style = ProgressStyle::with_template("{spinner} {wide_msg}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner());
             ProgressBar::new_spinner().with_style(style)
         });
         let image = format!("{} ({})", image.name, units::bytes(image.size));
@@ -93,7 +94,9 @@ impl Progress {
         let (since, bytes) = self.window;
         let elapsed = since.elapsed();
         if elapsed >= WINDOW {
-            let milliseconds = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1);
+            let milliseconds = u64::try_from(elapsed.as_millis())
+                .unwrap_or(u64::MAX)
+                .max(1);
             self.rate = (self.sum.bytes - bytes).saturating_mul(1000) / milliseconds;
             self.window = (Instant::now(), self.sum.bytes);
         }
@@ -103,7 +106,10 @@ impl Progress {
     fn show(&self) {
         if let Some(line) = &self.line {
             let (read, rate) = (units::bytes(self.sum.bytes), units::bytes(self.rate));
-            line.set_message(format!("{}: {}, {read} read, {rate}/s", self.image, self.state));
+            line.set_message(format!(
+                "{}: {}, {read} read, {rate}/s",
+                self.image, self.state
+            ));
             line.tick();
         }
     }

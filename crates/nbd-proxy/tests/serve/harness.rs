@@ -1,0 +1,314 @@
+//! A server of ours in a folder of its own, and what talks to it.
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `attempt` gives something.
+pub(crate) fn wait_for<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = attempt() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A running `nbd-proxy serve`, and its folder.
+pub(crate) struct Server {
+    pub(crate) folder: TempDir,
+    pub(crate) process: Process,
+    pub(crate) address: SocketAddr,
+    pub(crate) token: String,
+}
+
+impl Server {
+    /// With two configurations on Unix sockets: `"0"`, the default, and `"lab 2"`.
+    pub(crate) fn start() -> Self {
+        Self::with("\"hold\": 60", "")
+    }
+
+    /// Further members of configuration `"0"` and of `serve`; `FOLDER` in them is the server's.
+    pub(crate) fn with(members: &str, serve: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().display().to_string();
+        let config = format!(
+            r#"{{"configurations": {{
+                "0": {{"device": "unix:FOLDER/0.sock", "default": true, "state-hook": "FOLDER/hook", {members}}},
+                "lab 2": {{"device": "unix:FOLDER/lab.sock", "metadata": {{"b": 1, "a": 2}}}}
+            }}, "serve": {{{serve}}}}}"#
+        );
+        std::fs::write(
+            folder.path().join("config.json"),
+            config.replace("FOLDER", &path),
+        )
+        .unwrap();
+        Self::again(folder)
+    }
+
+    /// With the configuration that is in `folder` already.
+    pub(crate) fn again(folder: TempDir) -> Self {
+        let mut command = program(folder.path());
+        command
+            .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+            .arg(folder.path().join("config.json"));
+        let mut process = Process::start(command);
+        let line = process.first_line();
+        let (address, token) = line
+            .strip_prefix("http://")
+            .and_then(|rest| rest.split_once("/#token="))
+            .expect(&line);
+        Self {
+            address: address.parse().unwrap(),
+            token: token.to_owned(),
+            folder,
+            process,
+        }
+    }
+
+    /// The address to open.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}/#token={}", self.address, self.token)
+    }
+
+    /// The socket of configuration `"0"`.
+    pub(crate) fn device(&self) -> PathBuf {
+        self.folder.path().join("0.sock")
+    }
+
+    /// A state hook in the shell's language.
+    pub(crate) fn write_hook(&self, script: &str) {
+        let path = self.folder.path().join("hook");
+        std::fs::write(
+            &path,
+            format!("#!/bin/sh\ncd {}\n{script}\n", self.folder.path().display()),
+        )
+        .unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// One of our subcommands, which finds this server's control socket.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = program(self.folder.path());
+        command.args(arguments);
+        command
+    }
+
+    /// Runs one to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
+        let output = self.command(arguments).output().unwrap();
+        Ran {
+            status: output.status,
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    /// A request with the token.
+    pub(crate) fn get(&self, path: &str) -> Response {
+        let authorization = format!("Authorization: Bearer {}", self.token);
+        self.request("GET", path, &[&authorization], "")
+    }
+
+    /// A request with the token and a body.
+    pub(crate) fn post(&self, path: &str, body: &str) -> Response {
+        let authorization = format!("Authorization: Bearer {}", self.token);
+        self.request("POST", path, &[&authorization], body)
+    }
+
+    /// A request with any headers; `Host` is right unless given.
+    pub(crate) fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[&str],
+        body: &str,
+    ) -> Response {
+        Response::read(self.send(method, path, headers, body))
+    }
+
+    /// The connection after a request was sent.
+    pub(crate) fn send(&self, method: &str, path: &str, headers: &[&str], body: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut text = format!(
+            "{method} {path} HTTP/1.1\r\nContent-Length: {}\r\n",
+            body.len()
+        );
+        if !headers.iter().any(|header| header.starts_with("Host:")) {
+            text.push_str(&format!("Host: {}\r\n", self.address));
+        }
+        if !headers
+            .iter()
+            .any(|header| header.starts_with("Connection:"))
+        {
+            text.push_str("Connection: close\r\n");
+        }
+        for header in headers {
+            text.push_str(header);
+            text.push_str("\r\n");
+        }
+        stream
+            .write_all(format!("{text}\r\n{body}").as_bytes())
+            .unwrap();
+        stream
+    }
+
+    /// The session of configuration `"0"` in the API's words.
+    pub(crate) fn session(&self) -> Value {
+        self.get("/api/v1/configurations/0").json()["session"].clone()
+    }
+
+    /// Waits until that session is in a state.
+    pub(crate) fn wait_for_state(&self, state: &str) -> Value {
+        wait_for(&format!("state {state}"), || {
+            Some(self.session()).filter(|session| session["state"] == state)
+        })
+    }
+
+    /// Waits until there is no session.
+    pub(crate) fn wait_until_free(&self) {
+        wait_for("the end of the session", || {
+            self.session().is_null().then_some(())
+        });
+    }
+
+    /// A file to share.
+    pub(crate) fn image(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+fn program(folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nbd-proxy"));
+    command
+        .env("RUNTIME_DIRECTORY", folder.join("run"))
+        .env_remove("NBD_PROXY_CONFIG")
+        .env_remove("SSL_CERT_FILE");
+    command
+}
+
+/// What a subcommand did.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) status: ExitStatus,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// A process of ours, which ends with the test.
+pub(crate) struct Process {
+    child: Child,
+    stderr: Option<thread::JoinHandle<String>>,
+}
+
+impl Process {
+    pub(crate) fn start(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        let stderr = thread::spawn(move || {
+            let mut text = String::new();
+            let _ = stderr.read_to_string(&mut text);
+            text
+        });
+        Self {
+            child,
+            stderr: Some(stderr),
+        }
+    }
+
+    fn first_line(&mut self) -> String {
+        let mut line = String::new();
+        BufReader::new(self.child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        line.trim_end().to_owned()
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let id = i32::try_from(self.child.id()).unwrap();
+        rustix::process::kill_process(rustix::process::Pid::from_raw(id).unwrap(), signal).unwrap();
+    }
+
+    /// Waits for its end: the exit status, and what it said on standard error.
+    pub(crate) fn wait(mut self) -> (ExitStatus, String) {
+        let status = wait_for("the end of a process", || self.child.try_wait().unwrap());
+        (status, self.stderr.take().unwrap().join().unwrap())
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An HTTP response with a body of known length.
+#[derive(Debug)]
+pub(crate) struct Response {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Response {
+    fn read(mut stream: TcpStream) -> Self {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).unwrap();
+        let border = bytes
+            .windows(4)
+            .position(|window| window == b"\r\n\r\n")
+            .expect("a head")
+            + 4;
+        let body = bytes.split_off(border);
+        let head = String::from_utf8(bytes).unwrap();
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .expect(&head);
+        Self { status, head, body }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .find(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}

@@ -1,0 +1,13 @@
+//! `serve`, `share`, `status` and `eject` as programs: over HTTP, WebSockets, sockets and signals.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+mod disk;
+mod events;
+mod harness;
+mod http;
+mod links;
+mod page;
+mod sessions;
+mod share;
+mod start;
