@@ -5,6 +5,7 @@
 //! job, since it may wait for the very requests that the task answers.
 
 mod board;
+mod ending;
 mod lifecycle;
 mod steps;
 mod worker;
@@ -15,9 +16,7 @@ use std::{
 };
 
 use nbd_session::{EndReason, ImageInfo};
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     claim::Claim,
@@ -42,10 +41,16 @@ pub(crate) struct Limits {
 impl Limits {
     /// What `bmcweb` can take: it closes the session above a message of 128 KiB and 16 bytes, and above 524,352 bytes
     /// queued toward us, less what it may move under a write that is pending.
-    pub(crate) const STDIO: Self = Self { max_request: 128 << 10, max_in_flight: 384 << 10 };
+    pub(crate) const STDIO: Self = Self {
+        max_request: 128 << 10,
+        max_in_flight: 384 << 10,
+    };
     /// Big requests, since a browser's reads cost about the same whatever their size.
     #[cfg(feature = "serve")]
-    pub(crate) const SERVE: Self = Self { max_request: 4 << 20, max_in_flight: 32 << 20 };
+    pub(crate) const SERVE: Self = Self {
+        max_request: 4 << 20,
+        max_in_flight: 32 << 20,
+    };
 }
 
 /// What a session needs to know of its configuration.
@@ -75,7 +80,11 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// For the stdin/stdout form: no hold, and a swift end.
-    pub(crate) fn for_stdio(config: &Config, configuration: &Configuration, runtime_dir: PathBuf) -> Self {
+    pub(crate) fn for_stdio(
+        config: &Config,
+        configuration: &Configuration,
+        runtime_dir: PathBuf,
+    ) -> Self {
         let asked = Self::with_limits(config, configuration, runtime_dir, Limits::STDIO);
         Self {
             hold: Duration::ZERO,
@@ -90,11 +99,20 @@ impl Settings {
 
     /// For `serve`.
     #[cfg(feature = "serve")]
-    pub(crate) fn for_serve(config: &Config, configuration: &Configuration, runtime_dir: PathBuf) -> Self {
+    pub(crate) fn for_serve(
+        config: &Config,
+        configuration: &Configuration,
+        runtime_dir: PathBuf,
+    ) -> Self {
         Self::with_limits(config, configuration, runtime_dir, Limits::SERVE)
     }
 
-    fn with_limits(config: &Config, configuration: &Configuration, runtime_dir: PathBuf, limits: Limits) -> Self {
+    fn with_limits(
+        config: &Config,
+        configuration: &Configuration,
+        runtime_dir: PathBuf,
+        limits: Limits,
+    ) -> Self {
         Self {
             name: configuration.name.clone(),
             device: configuration.device.clone(),
@@ -204,7 +222,10 @@ pub(crate) struct Attachment {
 enum Order {
     Link(Link),
     End(EndReason),
-    Eject { force: bool, answer: oneshot::Sender<Result<Ejected, EjectError>> },
+    Eject {
+        force: bool,
+        answer: oneshot::Sender<Result<Ejected, EjectError>>,
+    },
 }
 
 impl Attachment {
@@ -253,7 +274,9 @@ impl Attachment {
         match tokio::time::timeout(limit, answered).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Ok(Ejected::Free),
-            Err(_) => Ok(Ejected::Draining { users: vec!["the state hook has not finished".into()] }),
+            Err(_) => Ok(Ejected::Draining {
+                users: vec!["the state hook has not finished".into()],
+            }),
         }
     }
 
@@ -275,7 +298,16 @@ impl Attachment {
 
     async fn wait_for(&self, condition: impl FnMut(&Status) -> bool) -> Outcome {
         let mut status = self.status.clone();
-        let found = status.wait_for(condition).await.ok().and_then(|status| status.outcome.clone());
-        found.unwrap_or_else(|| Outcome::Failed("the session's task ended early; this is a bug of nbd-proxy".into()))
+        let found = status
+            .wait_for(condition)
+            .await
+            .ok()
+            .and_then(|status| status.outcome.clone());
+        found.unwrap_or_else(|| {
+            Outcome::Failed("the session's task ended early; this is a bug of nbd-proxy".into())
+        })
     }
 }
+
+#[cfg(all(test, feature = "serve"))]
+mod tests;

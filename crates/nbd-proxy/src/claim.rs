@@ -60,14 +60,20 @@ pub(crate) enum ClaimError {
 impl Claim {
     /// Takes the configuration for this process, and cleans up after a predecessor.
     #[cfg(feature = "serve")]
-    pub(crate) async fn acquire(configuration: &Configuration, runtime_dir: &Path) -> Result<Self, ClaimError> {
+    pub(crate) async fn acquire(
+        configuration: &Configuration,
+        runtime_dir: &Path,
+    ) -> Result<Self, ClaimError> {
         let claim = Self::lock(configuration, runtime_dir).await?;
         claim.clean_up(configuration, runtime_dir).await?;
         Ok(claim)
     }
 
     /// Takes the configuration for this process.
-    pub(crate) async fn lock(configuration: &Configuration, runtime_dir: &Path) -> Result<Self, ClaimError> {
+    pub(crate) async fn lock(
+        configuration: &Configuration,
+        runtime_dir: &Path,
+    ) -> Result<Self, ClaimError> {
         let name = &configuration.name;
         Ok(Self {
             _lock: lock(name, &paths::runtime_file(runtime_dir, name, "lock")).await?,
@@ -76,9 +82,15 @@ impl Claim {
     }
 
     /// Cleans up after a predecessor that was killed: runs `stop` where it had begun `start`, and frees its device.
-    pub(crate) async fn clean_up(&self, configuration: &Configuration, runtime_dir: &Path) -> Result<(), ClaimError> {
+    pub(crate) async fn clean_up(
+        &self,
+        configuration: &Configuration,
+        runtime_dir: &Path,
+    ) -> Result<(), ClaimError> {
         self.stop_for_predecessor(configuration).await?;
-        for freed in device::recover(&configuration.device, &configuration.name, runtime_dir).await? {
+        for freed in
+            device::recover(&configuration.device, &configuration.name, runtime_dir).await?
+        {
             report::warning(format_args!("left by an earlier nbd-proxy: {freed}"));
         }
         Ok(())
@@ -96,13 +108,17 @@ impl Claim {
     /// Notes that `stop` has run.
     pub(crate) fn note_stop(&self) -> Result<(), ClaimError> {
         match fs::remove_file(&self.record) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(&self.record)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(file_error(&self.record)(error))
+            }
             _ => Ok(()),
         }
     }
 
     async fn stop_for_predecessor(&self, configuration: &Configuration) -> Result<(), ClaimError> {
-        let Some(subject) = self.read_record()? else { return Ok(()) };
+        let Some(subject) = self.read_record()? else {
+            return Ok(());
+        };
         let hook = Hook::of(configuration);
         report::warning(format_args!(
             "an earlier nbd-proxy ended without calling {} stop: calling it now",
@@ -119,7 +135,10 @@ impl Claim {
 
     fn read_record(&self) -> Result<Option<Subject>, ClaimError> {
         match fs::read(&self.record) {
-            Ok(text) => serde_json::from_slice(&text).map(Some).map_err(io::Error::from).map_err(file_error(&self.record)),
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(io::Error::from)
+                .map_err(file_error(&self.record)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(file_error(&self.record)(error)),
         }
@@ -132,14 +151,24 @@ fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ClaimError {
 }
 
 async fn lock(name: &str, path: &Path) -> Result<File, ClaimError> {
-    let mut file =
-        File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(file_error(path))?;
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(file_error(path))?;
     let deadline = Instant::now() + PATIENCE;
     loop {
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => break,
             Err(Errno::WOULDBLOCK) if Instant::now() < deadline => sleep(INTERVAL).await,
-            Err(Errno::WOULDBLOCK) => return Err(ClaimError::Busy { name: name.into(), process: owner(&mut file) }),
+            Err(Errno::WOULDBLOCK) => {
+                return Err(ClaimError::Busy {
+                    name: name.into(),
+                    process: owner(&mut file),
+                });
+            }
             Err(error) => return Err(file_error(path)(error.into())),
         }
     }

@@ -150,21 +150,33 @@ impl Cli {
     fn into_action(self) -> Result<Action, clap::Error> {
         let Some(command) = self.command else {
             return Ok(match self.metadata {
-                true => Action::Metadata { config: self.config },
-                false => Action::Stdio { config: self.config, configuration: self.configuration },
+                true => Action::Metadata {
+                    config: self.config,
+                },
+                false => Action::Stdio {
+                    config: self.config,
+                    configuration: self.configuration,
+                },
             });
         };
         if self.metadata || self.configuration.is_some() {
-            return Err(misplaced("--metadata and CONFIGURATION don't go with a subcommand"));
+            return Err(misplaced(
+                "--metadata and CONFIGURATION don't go with a subcommand",
+            ));
         }
         match command {
             #[cfg(feature = "serve")]
-            Subcommands::Serve(args) => {
-                Ok(Action::Serve(ServeArgs { config: args.config.or(self.config), ..args }))
-            }
-            Subcommands::Check(args) => Ok(Action::Check(CheckArgs { config: args.config.or(self.config) })),
+            Subcommands::Serve(args) => Ok(Action::Serve(ServeArgs {
+                config: args.config.or(self.config),
+                ..args
+            })),
+            Subcommands::Check(args) => Ok(Action::Check(CheckArgs {
+                config: args.config.or(self.config),
+            })),
             #[cfg(feature = "serve")]
-            _ if self.config.is_some() => Err(misplaced("this subcommand reads no configuration file")),
+            _ if self.config.is_some() => {
+                Err(misplaced("this subcommand reads no configuration file"))
+            }
             #[cfg(feature = "serve")]
             Subcommands::Share(args) => Ok(Action::Share(args)),
             #[cfg(feature = "serve")]
@@ -185,7 +197,10 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
     let sentence = text.split("\n\n").next().unwrap_or(&text);
     let words: Vec<&str> = sentence.split_whitespace().collect();
     let sentence = words.join(" ");
-    format!("{} (see nbd-proxy --help)", sentence.strip_prefix("error: ").unwrap_or(&sentence))
+    format!(
+        "{} (see nbd-proxy --help)",
+        sentence.strip_prefix("error: ").unwrap_or(&sentence)
+    )
 }
 
 #[cfg(test)]
@@ -203,32 +218,59 @@ mod tests {
 
     #[test]
     fn a_lone_word_is_a_configuration() {
-        let Ok(Action::Stdio { configuration: Some(name), config: None }) = action("0") else {
+        let Ok(Action::Stdio {
+            configuration: Some(name),
+            config: None,
+        }) = action("0")
+        else {
             panic!("not the stdin/stdout form")
         };
         assert_eq!(name, "0");
-        assert!(matches!(action(""), Ok(Action::Stdio { configuration: None, .. })));
+        assert!(matches!(
+            action(""),
+            Ok(Action::Stdio {
+                configuration: None,
+                ..
+            })
+        ));
     }
 
     #[test]
     fn a_configuration_named_like_a_subcommand_is_reached_after_two_dashes() {
-        assert!(matches!(action("-- check"), Ok(Action::Stdio { configuration: Some(name), .. }) if name == "check"));
+        assert!(
+            matches!(action("-- check"), Ok(Action::Stdio { configuration: Some(name), .. }) if name == "check")
+        );
     }
 
     #[test]
     fn config_is_taken_before_and_after_the_subcommand() {
         for line in ["--config f check", "check --config f"] {
-            assert!(matches!(action(line), Ok(Action::Check(CheckArgs { config: Some(_) }))), "{line}");
+            assert!(
+                matches!(
+                    action(line),
+                    Ok(Action::Check(CheckArgs { config: Some(_) }))
+                ),
+                "{line}"
+            );
         }
     }
 
     #[test]
     fn what_does_not_go_together_is_a_usage_error_in_one_line() {
-        for line in ["--metadata 0", "0 check", "--metadata check", "--frobnicate", "0 1"] {
+        for line in [
+            "--metadata 0",
+            "0 check",
+            "--metadata check",
+            "--frobnicate",
+            "0 1",
+        ] {
             let error = action(line).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");
             let message = one_line(&error);
-            assert!(!message.contains('\n') && !message.starts_with("error"), "{message}");
+            assert!(
+                !message.contains('\n') && !message.starts_with("error"),
+                "{message}"
+            );
         }
     }
 

@@ -137,18 +137,27 @@ const REQUEST_SIZES: std::ops::RangeInclusive<u64> = 4096..=32 << 20;
 
 impl Config {
     /// Reads a file. The second part are warnings, for people.
-    pub(crate) fn load(path: &Path, strictness: Strictness) -> Result<(Self, Vec<String>), ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.to_path_buf(), source })?;
+    pub(crate) fn load(
+        path: &Path,
+        strictness: Strictness,
+    ) -> Result<(Self, Vec<String>), ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.to_path_buf(),
+            source,
+        })?;
         let text = match strictness {
             Strictness::Strict => text,
             Strictness::Lenient => lenient::to_json(&text),
         };
-        let value: Value = serde_json::from_str(&text)
-            .map_err(|source| ConfigError::Syntax { path: path.to_path_buf(), source })?;
+        let value: Value = serde_json::from_str(&text).map_err(|source| ConfigError::Syntax {
+            path: path.to_path_buf(),
+            source,
+        })?;
         let mut reader = Reader::new(strictness);
-        let config = Self::read(&value, &mut reader)
-            .map_err(|message| ConfigError::Meaning { path: path.to_path_buf(), message })?;
+        let config = Self::read(&value, &mut reader).map_err(|message| ConfigError::Meaning {
+            path: path.to_path_buf(),
+            message,
+        })?;
         Ok((config, reader.into_warnings()))
     }
 
@@ -168,32 +177,54 @@ impl Config {
             state_hook: STATE_HOOK.into(),
             hook_timeout: HOOK_TIMEOUT,
         };
-        Self { timeout: TIMEOUT, configurations: vec![configuration], serve: ServeConfig::default() }
+        Self {
+            timeout: TIMEOUT,
+            configurations: vec![configuration],
+            serve: ServeConfig::default(),
+        }
     }
 
     /// The configuration of that name, or the default one.
     pub(crate) fn choose(&self, name: Option<&str>) -> Result<&Configuration, ConfigError> {
         let names = || {
-            let names: Vec<_> = self.configurations.iter().map(|one| format!("{:?}", one.name)).collect();
+            let names: Vec<_> = self
+                .configurations
+                .iter()
+                .map(|one| format!("{:?}", one.name))
+                .collect();
             names.join(", ")
         };
         match name {
-            Some(name) => self.configurations.iter().find(|one| one.name == name).ok_or_else(|| {
-                ConfigError::Choice(format!("there is no configuration {name:?}; there is {}", names()))
-            }),
-            None => self.configurations.iter().find(|one| one.default).ok_or_else(|| {
-                ConfigError::Choice(format!(
-                    "no configuration is marked \"default\": true; name one of {}",
-                    names()
-                ))
-            }),
+            Some(name) => self
+                .configurations
+                .iter()
+                .find(|one| one.name == name)
+                .ok_or_else(|| {
+                    ConfigError::Choice(format!(
+                        "there is no configuration {name:?}; there is {}",
+                        names()
+                    ))
+                }),
+            None => self
+                .configurations
+                .iter()
+                .find(|one| one.default)
+                .ok_or_else(|| {
+                    ConfigError::Choice(format!(
+                        "no configuration is marked \"default\": true; name one of {}",
+                        names()
+                    ))
+                }),
         }
     }
 
     /// `{name: metadata or null}`.
     pub(crate) fn metadata(&self) -> Value {
         let entry = |one: &Configuration| {
-            (one.name.clone(), one.metadata.clone().map_or(Value::Null, Value::Object))
+            (
+                one.name.clone(),
+                one.metadata.clone().map_or(Value::Null, Value::Object),
+            )
         };
         Value::Object(self.configurations.iter().map(entry).collect())
     }
@@ -213,7 +244,11 @@ impl Config {
             _ => ServeConfig::default(),
         };
         file.finish()?;
-        Ok(Self { timeout, configurations, serve })
+        Ok(Self {
+            timeout,
+            configurations,
+            serve,
+        })
     }
 }
 
@@ -225,9 +260,15 @@ fn read_configurations(reader: &mut Reader, value: &Value) -> Result<Vec<Configu
     for (name, value) in entries {
         configurations.push(Configuration::read(reader, name, value)?);
     }
-    let defaults: Vec<_> = configurations.iter().filter(|one| one.default).map(|one| &one.name).collect();
+    let defaults: Vec<_> = configurations
+        .iter()
+        .filter(|one| one.default)
+        .map(|one| &one.name)
+        .collect();
     if let [first, second, ..] = defaults[..] {
-        return Err(format!("both {first:?} and {second:?} are marked as the default configuration"));
+        return Err(format!(
+            "both {first:?} and {second:?} are marked as the default configuration"
+        ));
     }
     match &mut configurations[..] {
         [] => Err("\"configurations\" is empty".into()),
@@ -251,9 +292,17 @@ impl Configuration {
             max_request: read_max_request(&mut section)?,
             max_in_flight: section.integer("max-in-flight")?,
             attach: section
-                .word("attach", &[("netlink", AttachMode::Netlink), ("ioctl", AttachMode::Ioctl)])?
+                .word(
+                    "attach",
+                    &[
+                        ("netlink", AttachMode::Netlink),
+                        ("ioctl", AttachMode::Ioctl),
+                    ],
+                )?
                 .unwrap_or_default(),
-            media: section.word("media", &[("disk", Media::Disk), ("cdrom", Media::Cdrom)])?.unwrap_or_default(),
+            media: section
+                .word("media", &[("disk", Media::Disk), ("cdrom", Media::Cdrom)])?
+                .unwrap_or_default(),
             state_hook: section.text("state-hook")?.unwrap_or(STATE_HOOK).into(),
             hook_timeout: section.seconds("hook-timeout")?.unwrap_or(HOOK_TIMEOUT),
         };
@@ -264,9 +313,16 @@ impl Configuration {
 
 fn read_device(section: &mut Section<'_, '_>) -> Result<DeviceSpec, String> {
     let text = match (section.text("device")?, section.text("nbd-device")?) {
-        (Some(_), Some(_)) => return Err(section.about("device", "stands beside \"nbd-device\", its old name; keep one")),
+        (Some(_), Some(_)) => {
+            return Err(section.about(
+                "device",
+                "stands beside \"nbd-device\", its old name; keep one",
+            ));
+        }
         (Some(text), None) | (None, Some(text)) => text,
-        (None, None) => return Err(section.about("device", "is missing; \"auto\" takes what works here")),
+        (None, None) => {
+            return Err(section.about("device", "is missing; \"auto\" takes what works here"));
+        }
     };
     parse_device(text).map_err(|message| section.about("device", &message))
 }
@@ -274,18 +330,30 @@ fn read_device(section: &mut Section<'_, '_>) -> Result<DeviceSpec, String> {
 /// Parses the value of `device`.
 fn parse_device(text: &str) -> Result<DeviceSpec, String> {
     let optional = |path: &str| (!path.is_empty()).then(|| PathBuf::from(path));
-    if let Some(number) = text.strip_prefix("/dev/nbd").filter(|rest| !rest.is_empty()) {
-        let canonical = number.parse().ok().filter(|index: &u32| index.to_string() == number);
+    if let Some(number) = text
+        .strip_prefix("/dev/nbd")
+        .filter(|rest| !rest.is_empty())
+    {
+        let canonical = number
+            .parse()
+            .ok()
+            .filter(|index: &u32| index.to_string() == number);
         return match canonical {
             Some(index) => Ok(DeviceSpec::Kernel { index: Some(index) }),
-            None => Err(format!("{text:?} is not a whole NBD device such as /dev/nbd0")),
+            None => Err(format!(
+                "{text:?} is not a whole NBD device such as /dev/nbd0"
+            )),
         };
     }
     match text.split_once(':') {
         Some(("nbd", "")) => Ok(DeviceSpec::Kernel { index: None }),
         Some(("loop", "")) => Ok(DeviceSpec::Loop),
-        Some(("fuse", path)) => Ok(DeviceSpec::Fuse { path: optional(path) }),
-        Some(("unix", path)) => Ok(DeviceSpec::Unix { path: optional(path) }),
+        Some(("fuse", path)) => Ok(DeviceSpec::Fuse {
+            path: optional(path),
+        }),
+        Some(("unix", path)) => Ok(DeviceSpec::Unix {
+            path: optional(path),
+        }),
         Some(("tcp", address)) => parse_tcp(address),
         None if text == "auto" => Ok(DeviceSpec::Auto),
         _ => Err(format!(
@@ -295,8 +363,9 @@ fn parse_device(text: &str) -> Result<DeviceSpec, String> {
 }
 
 fn parse_tcp(text: &str) -> Result<DeviceSpec, String> {
-    let address: SocketAddr =
-        text.parse().map_err(|_| format!("{text:?} is not an address with a port, such as 127.0.0.1:10809"))?;
+    let address: SocketAddr = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not an address with a port, such as 127.0.0.1:10809"))?;
     match address.ip().to_canonical().is_loopback() {
         true => Ok(DeviceSpec::Tcp { address }),
         false => Err(format!(
@@ -307,10 +376,15 @@ fn parse_tcp(text: &str) -> Result<DeviceSpec, String> {
 }
 
 fn read_max_request(section: &mut Section<'_, '_>) -> Result<Option<u32>, String> {
-    let Some(bytes) = section.integer("max-request")? else { return Ok(None) };
+    let Some(bytes) = section.integer("max-request")? else {
+        return Ok(None);
+    };
     match u32::try_from(bytes) {
         Ok(size) if REQUEST_SIZES.contains(&bytes) && size % 512 == 0 => Ok(Some(size)),
-        _ => Err(section.about("max-request", "must be 4096 to 33554432 bytes, and a multiple of 512")),
+        _ => Err(section.about(
+            "max-request",
+            "must be 4096 to 33554432 bytes, and a multiple of 512",
+        )),
     }
 }
 
@@ -320,7 +394,10 @@ impl ServeConfig {
         let mut listen = Vec::new();
         for text in section.texts("listen")? {
             let address = text.parse().map_err(|_| {
-                section.about("listen", &format!("{text:?} is not an address with a port, such as 127.0.0.1:8000"))
+                section.about(
+                    "listen",
+                    &format!("{text:?} is not an address with a port, such as 127.0.0.1:8000"),
+                )
             })?;
             listen.push(address);
         }

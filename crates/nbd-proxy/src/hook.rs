@@ -146,7 +146,10 @@ impl Hook {
         let mut child = self
             .command(action, subject, reason)
             .spawn()
-            .map_err(|source| HookError::Spawn { path: self.path.clone(), source })?;
+            .map_err(|source| HookError::Spawn {
+                path: self.path.clone(),
+                source,
+            })?;
         let abandoned = async {
             if abandon.await.is_err() {
                 std::future::pending::<()>().await;
@@ -175,7 +178,10 @@ impl Hook {
             .process_group(0)
             .env("NBD_PROXY_DEVICE", &subject.device)
             .env("NBD_PROXY_SIZE", subject.size.to_string())
-            .env("NBD_PROXY_READ_ONLY", if subject.read_only { "1" } else { "0" })
+            .env(
+                "NBD_PROXY_READ_ONLY",
+                if subject.read_only { "1" } else { "0" },
+            )
             .env("NBD_PROXY_IMAGE", subject.image.replace('\0', ""))
             .env("NBD_PROXY_USER", &subject.user)
             .env("NBD_PROXY_MEDIA", &subject.media)
@@ -186,8 +192,15 @@ impl Hook {
     fn judge(&self, action: Action, status: io::Result<ExitStatus>) -> Result<(), HookError> {
         match status {
             Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(HookError::Failed { path: self.path.clone(), action, status }),
-            Err(source) => Err(HookError::Spawn { path: self.path.clone(), source }),
+            Ok(status) => Err(HookError::Failed {
+                path: self.path.clone(),
+                action,
+                status,
+            }),
+            Err(source) => Err(HookError::Spawn {
+                path: self.path.clone(),
+                source,
+            }),
         }
     }
 }
@@ -199,7 +212,13 @@ fn is_executable(path: &Path) -> bool {
 /// Ends the process group that `child` leads: asks, waits for `grace`, kills, and takes in the child. The group's
 /// number can't have been reused meanwhile, since the child has not been waited for.
 async fn end_group(child: &mut Child, grace: Duration) {
-    let Some(group) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) else { return };
+    let Some(group) = child
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .and_then(Pid::from_raw)
+    else {
+        return;
+    };
     if !grace.is_zero() {
         let _ = rustix::process::kill_process_group(group, Signal::TERM);
         if timeout(grace, child.wait()).await.is_ok() {
@@ -218,9 +237,17 @@ mod tests {
 
     fn hook(folder: &Path, script: &str) -> Hook {
         let path = folder.join("state");
-        std::fs::write(&path, format!("#!/bin/sh\ncd {}\n{script}\n", folder.display())).unwrap();
+        std::fs::write(
+            &path,
+            format!("#!/bin/sh\ncd {}\n{script}\n", folder.display()),
+        )
+        .unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        Hook { path, timeout: Duration::from_secs(60), name: "the name".into() }
+        Hook {
+            path,
+            timeout: Duration::from_secs(60),
+            name: "the name".into(),
+        }
     }
 
     fn subject() -> Subject {
@@ -234,7 +261,11 @@ mod tests {
         }
     }
 
-    async fn run(hook: &Hook, action: Action, abandon: oneshot::Receiver<()>) -> Result<(), HookError> {
+    async fn run(
+        hook: &Hook,
+        action: Action,
+        abandon: oneshot::Receiver<()>,
+    ) -> Result<(), HookError> {
         hook.run(action, &subject(), "closed", abandon).await
     }
 
@@ -247,24 +278,39 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let script = r#"echo "$1|$2|$NBD_PROXY_DEVICE|$NBD_PROXY_SIZE|$NBD_PROXY_READ_ONLY|$NBD_PROXY_IMAGE|$NBD_PROXY_USER|$NBD_PROXY_MEDIA|$NBD_PROXY_REASON" >record
             ends=$(readlink /proc/$$/fd/0 /proc/$$/fd/1); echo "$ends" >>record"#;
-        run(&hook(folder.path(), script), Action::Stop, never()).await.unwrap();
+        run(&hook(folder.path(), script), Action::Stop, never())
+            .await
+            .unwrap();
         let record = std::fs::read_to_string(folder.path().join("record")).unwrap();
         let lines: Vec<_> = record.lines().collect();
-        assert_eq!(lines[0], "stop|the name|/dev/nbd7|1024|1|a b.iso||cdrom|closed");
+        assert_eq!(
+            lines[0],
+            "stop|the name|/dev/nbd7|1024|1|a b.iso||cdrom|closed"
+        );
         assert_eq!(lines[1..], ["/dev/null", "/dev/null"]);
     }
 
     #[tokio::test]
     async fn a_nonzero_status_is_a_failure_that_names_it() {
         let folder = tempfile::tempdir().unwrap();
-        let error = run(&hook(folder.path(), "exit 3"), Action::Start, never()).await.unwrap_err();
-        assert!(error.to_string().ends_with("state start ended with status 3"), "{error}");
+        let error = run(&hook(folder.path(), "exit 3"), Action::Start, never())
+            .await
+            .unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .ends_with("state start ended with status 3"),
+            "{error}"
+        );
     }
 
     #[tokio::test]
     async fn it_is_killed_with_its_children_when_its_time_is_over() {
         let folder = tempfile::tempdir().unwrap();
-        let mut hook = hook(folder.path(), "trap '' TERM\nmkfifo held\nsleep 600 <>held &\nwait");
+        let mut hook = hook(
+            folder.path(),
+            "trap '' TERM\nmkfifo held\nsleep 600 <>held &\nwait",
+        );
         hook.timeout = Duration::from_millis(300);
         let error = run(&hook, Action::Stop, never()).await.unwrap_err();
         assert!(matches!(error, HookError::Late { .. }), "{error}");
@@ -288,6 +334,12 @@ mod tests {
         assert!(hook.exists());
         std::fs::set_permissions(&hook.path, std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(!hook.exists());
-        assert!(!Hook { path: folder.path().into(), ..hook }.exists());
+        assert!(
+            !Hook {
+                path: folder.path().into(),
+                ..hook
+            }
+            .exists()
+        );
     }
 }

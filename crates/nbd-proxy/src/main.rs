@@ -1,6 +1,12 @@
 //! `nbd-proxy`: gives a machine a disk whose image is served by a browser tab.
 
-#![cfg_attr(not(feature = "serve"), expect(dead_code, reason = "what the web server alone uses of the shared parts"))]
+#![cfg_attr(
+    not(feature = "serve"),
+    expect(
+        dead_code,
+        reason = "what the web server alone uses of the shared parts"
+    )
+)]
 
 mod attachment;
 mod check;
@@ -20,7 +26,6 @@ mod report;
 mod serve;
 #[cfg(feature = "serve")]
 mod share;
-#[cfg(feature = "serve")]
 mod signals;
 #[cfg(feature = "serve")]
 mod status;
@@ -60,10 +65,16 @@ fn usage(error: &clap::Error) -> ExitCode {
 
 fn run(action: Action) -> anyhow::Result<ExitCode> {
     match action {
-        Action::Stdio { config, configuration } => {
+        Action::Stdio {
+            config,
+            configuration,
+        } => {
             report::enable_syslog();
             // One thread suffices for one link and one device, and leaves a BMC's few cores alone.
-            finish(Builder::new_current_thread(), stdio::run(config, configuration))
+            finish(
+                Builder::new_current_thread(),
+                stdio::run(config, configuration),
+            )
         }
         Action::Metadata { config } => print_metadata(config.as_deref()),
         Action::Check(args) => finish(Builder::new_current_thread(), check::run(args)),
@@ -80,7 +91,10 @@ fn run(action: Action) -> anyhow::Result<ExitCode> {
 
 /// Runs a part of the program to its end, and then waits for nothing that still runs beside it: a thread may be
 /// stuck in a read of standard input or in a system call on a device.
-fn finish(mut builder: Builder, part: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+fn finish(
+    mut builder: Builder,
+    part: impl Future<Output = anyhow::Result<ExitCode>>,
+) -> anyhow::Result<ExitCode> {
     let runtime: Runtime = builder.enable_all().build()?;
     let result = runtime.block_on(part);
     runtime.shutdown_background();

@@ -15,7 +15,11 @@ const CONFIGURATION_FILE: &str = "/etc/nbd-proxy/config.json";
 pub(crate) fn config_file(given: Option<&Path>) -> PathBuf {
     given
         .map(Path::to_path_buf)
-        .or_else(|| std::env::var_os("NBD_PROXY_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from))
+        .or_else(|| {
+            std::env::var_os("NBD_PROXY_CONFIG")
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        })
         .unwrap_or_else(|| PathBuf::from(CONFIGURATION_FILE))
 }
 

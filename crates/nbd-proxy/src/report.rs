@@ -20,7 +20,9 @@ enum Severity {
 
 /// From now on messages go to syslog as well, where there is one.
 pub(crate) fn enable_syslog() {
-    let Ok(socket) = UnixDatagram::unbound() else { return };
+    let Ok(socket) = UnixDatagram::unbound() else {
+        return;
+    };
     if socket.connect(SYSLOG_SOCKET).is_ok() && socket.set_nonblocking(true).is_ok() {
         let _ = SYSLOG.set(socket);
     }
@@ -47,7 +49,8 @@ fn say(severity: Severity, message: &dyn Display) {
     let _ = std::io::stderr().write_all(format!("nbd-proxy: {message}\n").as_bytes());
     if let Some(socket) = SYSLOG.get() {
         let priority = FACILITY | severity as u8;
-        let _ = socket.send(format!("<{priority}>nbd-proxy[{}]: {message}", std::process::id()).as_bytes());
+        let _ = socket
+            .send(format!("<{priority}>nbd-proxy[{}]: {message}", std::process::id()).as_bytes());
     }
 }
 
@@ -69,7 +72,10 @@ mod tests {
 
     #[test]
     fn control_characters_of_a_peer_are_escaped() {
-        assert_eq!(one_line("evil\nnbd-proxy: \u{1b}[2Jfine"), "evil\\nnbd-proxy: \\u{1b}[2Jfine");
+        assert_eq!(
+            one_line("evil\nnbd-proxy: \u{1b}[2Jfine"),
+            "evil\\nnbd-proxy: \\u{1b}[2Jfine"
+        );
         assert_eq!(one_line("Größe 5 µm"), "Größe 5 µm");
     }
 }

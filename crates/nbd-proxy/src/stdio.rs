@@ -1,42 +1,41 @@
 //! The stdin/stdout form: one configuration, one link, one session; as websocketd and OpenBMC's bmcweb start it.
 
 use std::{
-    future::{Future, poll_fn},
     hash::{BuildHasher, RandomState},
-    io,
     path::PathBuf,
     process::ExitCode,
-    task::Poll,
     time::Duration,
 };
 
 use nbd_session::EndReason;
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    time::timeout,
-};
+use tokio::time::timeout;
 
 use crate::{
     attachment::{Attachment, Outcome, Settings},
     claim::Claim,
     config::{Config, Strictness},
     link, paths, report,
+    signals::Signals,
 };
 
 /// How long the last bytes may take to be written. Whoever has asked us to end may not read them.
 const FAREWELL: Duration = Duration::from_millis(50);
 
 /// Serves one configuration until the link, the device or a signal ends it.
-pub(crate) async fn run(config: Option<PathBuf>, configuration: Option<String>) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(
+    config: Option<PathBuf>,
+    configuration: Option<String>,
+) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
-    let (config, warnings) = Config::load(&paths::config_file(config.as_deref()), Strictness::Lenient)?;
+    let (config, warnings) =
+        Config::load(&paths::config_file(config.as_deref()), Strictness::Lenient)?;
     warnings.iter().for_each(report::warning);
     let configuration = config.choose(configuration.as_deref())?;
     let runtime_dir = paths::runtime_dir()?;
 
     let claim = tokio::select! {
         claim = Claim::lock(configuration, &runtime_dir) => claim?,
-        () = signals.recv() => return Ok(ExitCode::SUCCESS),
+        _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
     claim.clean_up(configuration, &runtime_dir).await?;
 
@@ -54,36 +53,22 @@ pub(crate) async fn run(config: Option<PathBuf>, configuration: Option<String>) 
 }
 
 /// The first signal ends the session; the others are too late to change anything.
-async fn until_detached(attachment: &Attachment, signals: &mut Signals, hang_up: impl Fn()) -> Outcome {
+async fn until_detached(
+    attachment: &Attachment,
+    signals: &mut Signals,
+    hang_up: impl Fn(),
+) -> Outcome {
     let detached = attachment.detached();
     tokio::pin!(detached);
     loop {
         tokio::select! {
             outcome = &mut detached => return outcome,
-            () = signals.recv() => {
+            _ = signals.next() => {
                 attachment.end(EndReason::Shutdown);
                 // bmcweb stops reading when it sends the signal, and waits for us: nothing more will be answered.
                 hang_up();
             }
         }
-    }
-}
-
-/// The signals that ask us to end.
-struct Signals([Signal; 3]);
-
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?]))
-    }
-
-    fn recv(&mut self) -> impl Future<Output = ()> {
-        poll_fn(|context| {
-            match self.0.iter_mut().any(|signal| signal.poll_recv(context).is_ready()) {
-                true => Poll::Ready(()),
-                false => Poll::Pending,
-            }
-        })
     }
 }
 

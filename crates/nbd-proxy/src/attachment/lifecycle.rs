@@ -92,9 +92,18 @@ impl Lifecycle {
         self.ending.is_some()
     }
 
+    /// Who keeps the detached device, if somebody does.
+    pub(super) fn drains_for(&self) -> Option<Vec<String>> {
+        let ending = self.ending.as_ref()?;
+        (!ending.drains_for.is_empty()).then(|| ending.drains_for.clone())
+    }
+
     /// When one of the two deadlines has come.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.give_up_at.into_iter().chain(self.fail_requests_at).min()
+        self.give_up_at
+            .into_iter()
+            .chain(self.fail_requests_at)
+            .min()
     }
 
     /// None: wait for something to happen.
@@ -117,14 +126,11 @@ impl Lifecycle {
     }
 
     fn next_downward(&self, ending: &Ending) -> Next {
-        if self.hook == HookState::Begun {
-            Next::Begin(Job::Stop)
-        } else if !ending.drains_for.is_empty() {
-            Next::Begin(Job::AwaitLastClose)
-        } else if self.device.is_some() {
-            Next::Begin(Job::Detach)
-        } else {
-            Next::Finish
+        match (&self.device, self.hook) {
+            (_, HookState::Begun) => Next::Begin(Job::Stop),
+            (Some(_), _) if ending.drains_for.is_empty() => Next::Begin(Job::Detach),
+            (Some(_), _) => Next::Begin(Job::AwaitLastClose),
+            (None, _) => Next::Finish,
         }
     }
 }

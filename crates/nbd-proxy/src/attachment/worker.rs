@@ -7,7 +7,9 @@ use std::{
 };
 
 use nbd::{Command, Reply, wire::Errno};
-use nbd_session::{Closing, EndReason, LinkId, Output, RequestId, Session, SessionConfig, SessionEvent, Volume};
+use nbd_session::{
+    Closing, EndReason, LinkId, Output, RequestId, Session, SessionConfig, SessionEvent, Volume,
+};
 use tokio::{
     sync::{mpsc, watch},
     task::{JoinError, JoinSet},
@@ -114,7 +116,11 @@ impl Worker {
     }
 
     async fn next_event(&mut self) -> Event {
-        let deadlines = [self.volume.poll_timeout(), self.life.deadline(), self.board.deadline()];
+        let deadlines = [
+            self.volume.poll_timeout(),
+            self.life.deadline(),
+            self.board.deadline(),
+        ];
         let timeout = async {
             match deadlines.into_iter().flatten().min() {
                 Some(deadline) => sleep_until(deadline.into()).await,
@@ -147,8 +153,12 @@ impl Worker {
             Event::Deserted => self.begin_end(now, EndReason::Shutdown),
             Event::Link => self.apply_link_batch(now),
             Event::Requests => self.apply_request_batch(now),
-            Event::Device(DeviceEvent::Disconnected) => self.begin_end(now, EndReason::Disconnected),
-            Event::Device(DeviceEvent::Failed(cause)) => self.begin_end(now, EndReason::Failed(cause)),
+            Event::Device(DeviceEvent::Disconnected) => {
+                self.begin_end(now, EndReason::Disconnected);
+            }
+            Event::Device(DeviceEvent::Failed(cause)) => {
+                self.begin_end(now, EndReason::Failed(cause));
+            }
             Event::Job(Ok(finished)) => self.finish_job(now, finished),
             Event::Job(Err(error)) => self.lose_job(now, &error.to_string()),
             Event::Timeout => {
@@ -160,8 +170,14 @@ impl Worker {
 
     fn open(&mut self, now: Instant, link: Link) {
         if self.life.is_ending() {
-            let reason = format!("configuration {:?} is still giving up its last image", self.settings.name);
-            let _ = link.commands.send(LinkCommand::Close { code: link::IN_USE, reason });
+            let reason = format!(
+                "configuration {:?} is still giving up its last image",
+                self.settings.name
+            );
+            let _ = link.commands.send(LinkCommand::Close {
+                code: link::IN_USE,
+                reason,
+            });
             return;
         }
         let id = self.volume.open_link(now, link.kind);
@@ -175,7 +191,8 @@ impl Worker {
         let Some((id, _)) = self.link else { return };
         if self.link_batch.is_empty() {
             self.link = None;
-            self.volume.handle_closed(now, id, Closing::Lost("the connection broke off".into()));
+            self.volume
+                .handle_closed(now, id, Closing::Lost("the connection broke off".into()));
         }
         let mut batch = std::mem::take(&mut self.link_batch);
         for event in batch.drain(..) {
@@ -193,10 +210,19 @@ impl Worker {
     }
 
     fn apply_request_batch(&mut self, now: Instant) {
-        for DeviceRequest { flags, command, reply } in self.request_batch.drain(..) {
+        for DeviceRequest {
+            flags,
+            command,
+            reply,
+        } in self.request_batch.drain(..)
+        {
             let request = RequestId(self.next_request);
             self.next_request += 1;
-            let read = if let Command::Read { length, .. } = command { u64::from(length) } else { 0 };
+            let read = if let Command::Read { length, .. } = command {
+                u64::from(length)
+            } else {
+                0
+            };
             self.waiting.insert(request, Waiting { reply, read });
             self.volume.submit(now, request, flags, command);
         }
@@ -228,7 +254,8 @@ impl Worker {
 
     fn complete(&mut self, request: RequestId, result: Result<Reply, Errno>) {
         if let Some(Waiting { reply, read }) = self.waiting.remove(&request) {
-            self.board.count_request(if result.is_ok() { read } else { 0 });
+            self.board
+                .count_request(if result.is_ok() { read } else { 0 });
             reply.answer(result);
         }
     }
@@ -237,18 +264,27 @@ impl Worker {
         match event {
             SessionEvent::Ready(_) => {
                 self.life.ready = true;
-                self.board.set_image(self.volume.image().cloned(), self.volume.geometry());
+                self.board
+                    .set_image(self.volume.image().cloned(), self.volume.geometry());
             }
             SessionEvent::Held { until, reason } => {
-                report::warning(format_args!("configuration {:?}: held: {reason}", self.settings.name));
+                report::warning(format_args!(
+                    "configuration {:?}: held: {reason}",
+                    self.settings.name
+                ));
                 self.board.set_held(Some(until));
                 self.drain(now);
             }
             SessionEvent::Resumed => {
-                report::information(format_args!("configuration {:?}: resumed", self.settings.name));
+                report::information(format_args!(
+                    "configuration {:?}: resumed",
+                    self.settings.name
+                ));
                 self.board.set_held(None);
             }
-            SessionEvent::Ending(reason) | SessionEvent::Ended(reason) => self.begin_end(now, reason),
+            SessionEvent::Ending(reason) | SessionEvent::Ended(reason) => {
+                self.begin_end(now, reason);
+            }
         }
     }
 }

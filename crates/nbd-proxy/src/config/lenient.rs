@@ -78,12 +78,18 @@ mod tests {
     #[test]
     fn comments_and_trailing_commas_are_taken_out() {
         let text = "// first\n{ /* a, } */ \"a\": [1, 2, /* c */ ], // \"b\"\n \"url\": \"http://x/*y*/,]\", /*/ */ }";
-        assert_eq!(value(text), serde_json::json!({"a": [1, 2], "url": "http://x/*y*/,]"}));
+        assert_eq!(
+            value(text),
+            serde_json::json!({"a": [1, 2], "url": "http://x/*y*/,]"})
+        );
     }
 
     #[test]
     fn an_escaped_quote_does_not_end_a_string() {
-        assert_eq!(value(r#"["a\"//b", "\\"]"#), serde_json::json!(["a\"//b", "\\"]));
+        assert_eq!(
+            value(r#"["a\"//b", "\\"]"#),
+            serde_json::json!(["a\"//b", "\\"])
+        );
     }
 
     #[test]
@@ -97,7 +103,10 @@ mod tests {
     #[test]
     fn an_open_end_is_left_to_the_parser() {
         for text in ["{ \"a", "{ /* ", "{ //", "\"\\", "/"] {
-            assert!(serde_json::from_str::<serde_json::Value>(&to_json(text)).is_err(), "{text}");
+            assert!(
+                serde_json::from_str::<serde_json::Value>(&to_json(text)).is_err(),
+                "{text}"
+            );
         }
     }
 }

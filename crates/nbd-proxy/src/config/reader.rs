@@ -18,7 +18,10 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(strictness: Strictness) -> Self {
-        Self { strictness, warnings: Vec::new() }
+        Self {
+            strictness,
+            warnings: Vec::new(),
+        }
     }
 
     pub(super) fn strictness(&self) -> Strictness {
@@ -30,11 +33,18 @@ impl Reader {
     }
 
     /// Begins an object; `path` is empty for the whole file.
-    pub(super) fn section<'r, 'v>(&'r mut self, path: &str, value: &'v Value) -> Result<Section<'r, 'v>, String> {
+    pub(super) fn section<'r, 'v>(
+        &'r mut self,
+        path: &str,
+        value: &'v Value,
+    ) -> Result<Section<'r, 'v>, String> {
         match value {
-            Value::Object(members) => {
-                Ok(Section { reader: self, path: path.into(), members, known: Vec::new() })
-            }
+            Value::Object(members) => Ok(Section {
+                reader: self,
+                path: path.into(),
+                members,
+                known: Vec::new(),
+            }),
             _ if path.is_empty() => Err("the file is not a JSON object".into()),
             _ => Err(format!("\"{path}\" is not an object")),
         }
@@ -80,20 +90,37 @@ impl<'v> Section<'_, 'v> {
     }
 
     pub(super) fn texts(&mut self, key: &'static str) -> Result<Vec<String>, String> {
-        let Some(value) = self.take(key) else { return Ok(Vec::new()) };
-        let texts: Option<Vec<String>> =
-            value.as_array().and_then(|list| list.iter().map(|one| one.as_str().map(String::from)).collect());
+        let Some(value) = self.take(key) else {
+            return Ok(Vec::new());
+        };
+        let texts: Option<Vec<String>> = value.as_array().and_then(|list| {
+            list.iter()
+                .map(|one| one.as_str().map(String::from))
+                .collect()
+        });
         texts.ok_or_else(|| self.about(key, "is not a list of texts"))
     }
 
     /// One of several words.
-    pub(super) fn word<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Result<Option<T>, String> {
-        let Some(text) = self.text(key)? else { return Ok(None) };
+    pub(super) fn word<T: Copy>(
+        &mut self,
+        key: &'static str,
+        words: &[(&str, T)],
+    ) -> Result<Option<T>, String> {
+        let Some(text) = self.text(key)? else {
+            return Ok(None);
+        };
         match words.iter().find(|(word, _)| *word == text) {
             Some((_, meaning)) => Ok(Some(*meaning)),
             None => {
-                let words: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-                Err(self.about(key, &format!("is {text:?}, not one of {}", words.join(", "))))
+                let words: Vec<_> = words
+                    .iter()
+                    .map(|(word, _)| format!("\"{word}\""))
+                    .collect();
+                Err(self.about(
+                    key,
+                    &format!("is {text:?}, not one of {}", words.join(", ")),
+                ))
             }
         }
     }
@@ -111,12 +138,16 @@ impl<'v> Section<'_, 'v> {
 
     /// A whole number; as a text too where the prototype took one.
     pub(super) fn integer(&mut self, key: &'static str) -> Result<Option<u64>, String> {
-        let Some(value) = self.take(key) else { return Ok(None) };
+        let Some(value) = self.take(key) else {
+            return Ok(None);
+        };
         let number = match value {
             Value::String(text) if self.lenient() => text.trim().parse().ok(),
             _ => value.as_u64(),
         };
-        number.map(Some).ok_or_else(|| self.about(key, "is not a whole number, 0 or more"))
+        number
+            .map(Some)
+            .ok_or_else(|| self.about(key, "is not a whole number, 0 or more"))
     }
 
     pub(super) fn seconds(&mut self, key: &'static str) -> Result<Option<Duration>, String> {
@@ -129,7 +160,10 @@ impl<'v> Section<'_, 'v> {
     }
 
     /// An object, as it is. The prototype ignored anything else.
-    pub(super) fn object(&mut self, key: &'static str) -> Result<Option<Map<String, Value>>, String> {
+    pub(super) fn object(
+        &mut self,
+        key: &'static str,
+    ) -> Result<Option<Map<String, Value>>, String> {
         match self.take(key) {
             None => Ok(None),
             Some(Value::Object(members)) => Ok(Some(members.clone())),
@@ -144,7 +178,11 @@ impl<'v> Section<'_, 'v> {
 
     /// Ends the section: what nobody asked for is unknown.
     pub(super) fn finish(self) -> Result<(), String> {
-        for key in self.members.keys().filter(|key| !self.known.contains(&key.as_str())) {
+        for key in self
+            .members
+            .keys()
+            .filter(|key| !self.known.contains(&key.as_str()))
+        {
             let message = self.about(key, &format!("is not known{}", self.hint(key)));
             match self.reader.strictness {
                 Strictness::Strict => return Err(message),
@@ -155,7 +193,12 @@ impl<'v> Section<'_, 'v> {
     }
 
     fn hint(&self, key: &str) -> String {
-        let nearest = self.known.iter().min_by_key(|known| strsim::osa_distance(key, known));
-        nearest.map_or_else(String::new, |known| format!("; the nearest known key is \"{known}\""))
+        let nearest = self
+            .known
+            .iter()
+            .min_by_key(|known| strsim::osa_distance(key, known));
+        nearest.map_or_else(String::new, |known| {
+            format!("; the nearest known key is \"{known}\"")
+        })
     }
 }

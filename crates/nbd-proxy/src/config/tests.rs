@@ -30,7 +30,10 @@ fn a_file_of_the_prototype_means_what_it_meant() {
         let (config, warnings) = load(PROTOTYPE, strictness).unwrap();
         assert_eq!(warnings, Vec::<String>::new());
         assert_eq!(config.timeout, Duration::from_secs(30));
-        assert_eq!(config.choose(Some("1")).unwrap().device, DeviceSpec::Kernel { index: Some(1) });
+        assert_eq!(
+            config.choose(Some("1")).unwrap().device,
+            DeviceSpec::Kernel { index: Some(1) }
+        );
         assert!(config.choose(None).is_err());
     }
 }
@@ -60,7 +63,10 @@ fn two_defaults_are_an_error() {
 fn an_unknown_key_is_an_error_that_names_the_nearest_or_a_warning() {
     let text = one(r#""device": "auto", "hook-timout": 3"#);
     let strict = message(&text, Strictness::Strict);
-    assert!(strict.contains("\"configurations.0.hook-timout\"") && strict.contains("\"hook-timeout\""), "{strict}");
+    assert!(
+        strict.contains("\"configurations.0.hook-timout\"") && strict.contains("\"hook-timeout\""),
+        "{strict}"
+    );
     let (config, warnings) = load(&text, Strictness::Lenient).unwrap();
     assert_eq!(config.configurations[0].hook_timeout, HOOK_TIMEOUT);
     assert!(warnings[0].contains("hook-timout"), "{warnings:?}");
@@ -68,7 +74,10 @@ fn an_unknown_key_is_an_error_that_names_the_nearest_or_a_warning() {
 
 #[test]
 fn comments_pass_only_where_the_prototype_read_the_file() {
-    let text = format!("/* ours */ {}", one(r#""device": "auto", // the best"#).replace("the best}", "the best\n}"));
+    let text = format!(
+        "/* ours */ {}",
+        one(r#""device": "auto", // the best"#).replace("the best}", "the best\n}")
+    );
     assert!(load(&text, Strictness::Lenient).is_ok());
     assert!(message(&text, Strictness::Strict).contains("not JSON"));
 }
@@ -77,7 +86,10 @@ fn comments_pass_only_where_the_prototype_read_the_file() {
 fn an_unknown_configuration_is_told_with_those_that_exist() {
     let (config, _) = load(PROTOTYPE, Strictness::Lenient).unwrap();
     let error = config.choose(Some("7")).unwrap_err().to_string();
-    assert_eq!(error, r#"there is no configuration "7"; there is "0", "1", "2""#);
+    assert_eq!(
+        error,
+        r#"there is no configuration "7"; there is "0", "1", "2""#
+    );
 }
 
 #[test]
@@ -90,15 +102,40 @@ fn every_form_of_device_is_understood() {
         ("fuse:", DeviceSpec::Fuse { path: None }),
         ("fuse:/a b", DeviceSpec::Fuse { path: path("/a b") }),
         ("unix:", DeviceSpec::Unix { path: None }),
-        ("unix:/run/x:y.sock", DeviceSpec::Unix { path: path("/run/x:y.sock") }),
-        ("tcp:127.0.0.1:10809", DeviceSpec::Tcp { address: ([127, 0, 0, 1], 10809).into() }),
-        ("tcp:[::1]:1", DeviceSpec::Tcp { address: "[::1]:1".parse().unwrap() }),
+        (
+            "unix:/run/x:y.sock",
+            DeviceSpec::Unix {
+                path: path("/run/x:y.sock"),
+            },
+        ),
+        (
+            "tcp:127.0.0.1:10809",
+            DeviceSpec::Tcp {
+                address: ([127, 0, 0, 1], 10809).into(),
+            },
+        ),
+        (
+            "tcp:[::1]:1",
+            DeviceSpec::Tcp {
+                address: "[::1]:1".parse().unwrap(),
+            },
+        ),
         ("auto", DeviceSpec::Auto),
     ] {
         assert_eq!(parse_device(text).as_ref(), Ok(&device), "{text}");
         assert_eq!(device.to_string(), text);
     }
-    for text in ["", "/dev/sda", "/dev/nbd", "/dev/nbd0p1", "/dev/nbd007", "nbd:0", "loop:x", "tcp:localhost", "udp:x"] {
+    for text in [
+        "",
+        "/dev/sda",
+        "/dev/nbd",
+        "/dev/nbd0p1",
+        "/dev/nbd007",
+        "nbd:0",
+        "loop:x",
+        "tcp:localhost",
+        "udp:x",
+    ] {
         assert!(parse_device(text).is_err(), "{text}");
     }
 }
@@ -115,19 +152,45 @@ fn a_wrong_value_names_its_key() {
     for (members, key) in [
         (r#""device": 5"#, "configurations.0.device"),
         (r#""hold": 5"#, "configurations.0.device"),
-        (r#""device": "auto", "nbd-device": "/dev/nbd0""#, "configurations.0.device"),
+        (
+            r#""device": "auto", "nbd-device": "/dev/nbd0""#,
+            "configurations.0.device",
+        ),
         (r#""device": "auto", "hold": -1"#, "configurations.0.hold"),
-        (r#""device": "auto", "hold": 1e300"#, "configurations.0.hold"),
-        (r#""device": "auto", "max-request": 1000"#, "configurations.0.max-request"),
-        (r#""device": "auto", "attach": "magic""#, "configurations.0.attach"),
-        (r#""device": "auto", "media": "tape""#, "configurations.0.media"),
-        (r#""device": "auto", "metadata": 5"#, "configurations.0.metadata"),
-        (r#""device": "auto", "default": "yes""#, "configurations.0.default"),
+        (
+            r#""device": "auto", "hold": 1e300"#,
+            "configurations.0.hold",
+        ),
+        (
+            r#""device": "auto", "max-request": 1000"#,
+            "configurations.0.max-request",
+        ),
+        (
+            r#""device": "auto", "attach": "magic""#,
+            "configurations.0.attach",
+        ),
+        (
+            r#""device": "auto", "media": "tape""#,
+            "configurations.0.media",
+        ),
+        (
+            r#""device": "auto", "metadata": 5"#,
+            "configurations.0.metadata",
+        ),
+        (
+            r#""device": "auto", "default": "yes""#,
+            "configurations.0.default",
+        ),
     ] {
         let error = message(&one(members), Strictness::Strict);
         assert!(error.contains(key), "{members}: {error}");
     }
-    for text in ["[]", "{}", r#"{"configurations": []}"#, r#"{"configurations": {}}"#] {
+    for text in [
+        "[]",
+        "{}",
+        r#"{"configurations": []}"#,
+        r#"{"configurations": {}}"#,
+    ] {
         assert!(load(text, Strictness::Lenient).is_err(), "{text}");
     }
 }
@@ -151,6 +214,11 @@ fn the_section_serve_is_read_by_serve_alone() {
 
 #[test]
 fn a_missing_file_is_named_with_the_remedy() {
-    let error = Config::load(Path::new("/nonexistent/c.json"), Strictness::Strict).unwrap_err().to_string();
-    assert!(error.contains("/nonexistent/c.json") && error.contains("--config"), "{error}");
+    let error = Config::load(Path::new("/nonexistent/c.json"), Strictness::Strict)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("/nonexistent/c.json") && error.contains("--config"),
+        "{error}"
+    );
 }

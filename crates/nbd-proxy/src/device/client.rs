@@ -11,7 +11,10 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use nbd::{
     BlockSizes, Export, Failure, Reply,
-    server::{Handshake, HandshakeError, HandshakeEvent, HandshakeLimits, Incoming, ReplyTo, Transmission, TransmissionError},
+    server::{
+        Handshake, HandshakeError, HandshakeEvent, HandshakeLimits, Incoming, ReplyTo,
+        Transmission, TransmissionError,
+    },
     wire::TransmissionFlags,
 };
 use nbd_session::Geometry;
@@ -68,10 +71,16 @@ pub(crate) fn export(name: &str, geometry: &Geometry) -> Export {
     // A disk with nothing to flush takes FLUSH all the same, so that nobody has to know.
     let mut flags = TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_FLUSH;
     for (can, flag) in [
-        (geometry.read_only, TransmissionFlags::READ_ONLY | TransmissionFlags::CAN_MULTI_CONN),
+        (
+            geometry.read_only,
+            TransmissionFlags::READ_ONLY | TransmissionFlags::CAN_MULTI_CONN,
+        ),
         (geometry.can_fua, TransmissionFlags::SEND_FUA),
         (geometry.can_trim, TransmissionFlags::SEND_TRIM),
-        (geometry.can_write_zeroes, TransmissionFlags::SEND_WRITE_ZEROES),
+        (
+            geometry.can_write_zeroes,
+            TransmissionFlags::SEND_WRITE_ZEROES,
+        ),
         (geometry.can_fast_zero, TransmissionFlags::SEND_FAST_ZERO),
         (geometry.can_cache, TransmissionFlags::SEND_CACHE),
         (geometry.rotational, TransmissionFlags::ROTATIONAL),
@@ -80,15 +89,47 @@ pub(crate) fn export(name: &str, geometry: &Geometry) -> Export {
     }
     Export {
         name: name.into(),
-        description: Some(geometry.description.clone().unwrap_or_else(|| geometry.name.clone())).filter(|text| !text.is_empty()),
+        description: Some(
+            geometry
+                .description
+                .clone()
+                .unwrap_or_else(|| geometry.name.clone()),
+        )
+        .filter(|text| !text.is_empty()),
         size: geometry.size,
         flags,
-        block_sizes: Some(BlockSizes { minimum: geometry.minimum_block, preferred: 4096, maximum: MAX_PAYLOAD }),
+        block_sizes: Some(BlockSizes {
+            minimum: geometry.minimum_block,
+            preferred: 4096,
+            maximum: MAX_PAYLOAD,
+        }),
+    }
+}
+
+impl ClientError {
+    /// Whether the client is simply gone, without a word.
+    fn is_leaving(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        matches!(self, Self::Io(error) if matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof))
     }
 }
 
 /// Serves a client that begins with a handshake.
 pub(crate) async fn serve<S>(
+    stream: S,
+    exports: Vec<Export>,
+    requests: mpsc::Sender<DeviceRequest>,
+) -> Result<ClientEnd, ClientError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    match serve_from_handshake(stream, exports, requests).await {
+        Err(error) if error.is_leaving() => Ok(ClientEnd::Closed),
+        result => result,
+    }
+}
+
+async fn serve_from_handshake<S>(
     mut stream: S,
     exports: Vec<Export>,
     requests: mpsc::Sender<DeviceRequest>,
@@ -99,14 +140,16 @@ where
     match timeout(HANDSHAKE_TIME, shake_hands(&mut stream, exports)).await {
         Ok(Ok(Some(transmission))) => serve_transmission(stream, transmission, requests).await,
         Ok(Ok(None)) => Ok(ClientEnd::Disconnect),
-        Ok(Err(ClientError::Io(error))) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(ClientEnd::Closed),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(ClientError::Slow),
     }
 }
 
 /// None where the client aborted.
-async fn shake_hands<S>(stream: &mut S, exports: Vec<Export>) -> Result<Option<Transmission>, ClientError>
+async fn shake_hands<S>(
+    stream: &mut S,
+    exports: Vec<Export>,
+) -> Result<Option<Transmission>, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -119,7 +162,9 @@ where
         }
         broken?;
         match handshake.poll_event() {
-            Some(HandshakeEvent::Transmission { transmission, .. }) => return Ok(Some(transmission)),
+            Some(HandshakeEvent::Transmission { transmission, .. }) => {
+                return Ok(Some(transmission));
+            }
             Some(HandshakeEvent::Aborted) => return Ok(None),
             None => {}
         }
@@ -153,7 +198,11 @@ where
         waiting: HashMap::new(),
         waiting_bytes: 0,
         next_tag: 0,
-        output: Output { writer, pieces: VecDeque::new(), bytes: 0 },
+        output: Output {
+            writer,
+            pieces: VecDeque::new(),
+            bytes: 0,
+        },
         leaving: false,
     };
     connection.run().await
@@ -199,7 +248,9 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
             match self.step(&mut completions).await? {
                 Step::Input(0) => return Ok(ClientEnd::Closed),
                 Step::Input(_) => self.transmission.handle_input(self.input.split().freeze()),
-                Step::Completions => completions.drain(..).for_each(|completion| self.complete(completion)),
+                Step::Completions => completions
+                    .drain(..)
+                    .for_each(|completion| self.complete(completion)),
                 Step::Sent => {}
             }
         }
@@ -218,7 +269,9 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
     }
 
     fn takes_requests(&self) -> bool {
-        !self.leaving && self.waiting.len() < MAX_REQUESTS && self.waiting_bytes + self.output.bytes < MAX_BYTES
+        !self.leaving
+            && self.waiting.len() < MAX_REQUESTS
+            && self.waiting_bytes + self.output.bytes < MAX_BYTES
     }
 
     /// Hands on what has arrived, as far as the limits allow. False when there is no volume any more.
@@ -228,14 +281,29 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
                 None => break,
                 Some(Incoming::Disconnect) => self.leaving = true,
                 Some(Incoming::Refused { reply_to, failure }) => self.reply(reply_to, Err(failure)),
-                Some(Incoming::Request { reply_to, flags, command }) => {
+                Some(Incoming::Request {
+                    reply_to,
+                    flags,
+                    command,
+                }) => {
                     let tag = self.next_tag;
                     self.next_tag += 1;
-                    let bytes = usize::try_from(command.length()).unwrap_or(usize::MAX).min(MAX_PAYLOAD as usize);
+                    let bytes = usize::try_from(command.length())
+                        .unwrap_or(usize::MAX)
+                        .min(MAX_PAYLOAD as usize);
                     self.waiting_bytes += bytes;
                     self.waiting.insert(tag, Waiting { reply_to, bytes });
                     let reply = ReplySlot::new(tag, self.completed.clone());
-                    if self.requests.send(DeviceRequest { flags, command, reply }).await.is_err() {
+                    if self
+                        .requests
+                        .send(DeviceRequest {
+                            flags,
+                            command,
+                            reply,
+                        })
+                        .await
+                        .is_err()
+                    {
                         return Ok(false);
                     }
                 }
@@ -282,7 +350,11 @@ impl<S: AsyncWrite> Output<S> {
         let Self { writer, pieces, .. } = self;
         let written = poll_fn(|context| {
             let mut slices = [IoSlice::new(&[]); MAX_PIECES];
-            let count = slices.iter_mut().zip(pieces.iter()).map(|(slice, piece)| *slice = IoSlice::new(piece)).count();
+            let count = slices
+                .iter_mut()
+                .zip(pieces.iter())
+                .map(|(slice, piece)| *slice = IoSlice::new(piece))
+                .count();
             Pin::new(&mut *writer).poll_write_vectored(context, &slices[..count])
         })
         .await?;

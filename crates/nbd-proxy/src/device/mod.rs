@@ -3,6 +3,7 @@
 //! Whatever touches a served device (open, ioctl, stat, close, a look at who uses it) runs outside the task that
 //! answers its requests, since it may wait for exactly those answers.
 
+mod blocking;
 pub(crate) mod client;
 #[cfg(feature = "fuse")]
 pub(crate) mod fuse;
@@ -10,7 +11,8 @@ pub(crate) mod kernel;
 #[cfg(feature = "fuse")]
 pub(crate) mod loopdev;
 pub(crate) mod socket;
-mod thread;
+#[cfg(test)]
+mod testing;
 
 use std::{
     fmt,
@@ -61,7 +63,11 @@ pub(crate) enum DeviceSpec {
 /// As the configuration writes it.
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let path = |path: &Option<PathBuf>| {
+            path.as_ref()
+                .map(|path| path.display().to_string())
+                .unwrap_or_default()
+        };
         match self {
             Self::Kernel { index: Some(index) } => write!(formatter, "/dev/nbd{index}"),
             Self::Kernel { index: None } => formatter.write_str("nbd:"),
@@ -110,7 +116,10 @@ pub(crate) struct ReplySlot {
 impl ReplySlot {
     /// A slot whose answer arrives at `sender` as `(tag, result)`.
     pub(crate) fn new(tag: u64, sender: mpsc::UnboundedSender<Completion>) -> Self {
-        Self { tag, sender: Some(sender) }
+        Self {
+            tag,
+            sender: Some(sender),
+        }
     }
 
     /// Answers. A device that no longer listens is fine.
@@ -268,21 +277,32 @@ impl AttachedDevice {
 }
 
 /// Attaches a device and waits until it has its size. Requests may come before this returns.
-pub(crate) async fn attach(spec: &DeviceSpec, request: AttachRequest) -> Result<AttachedDevice, DeviceError> {
+pub(crate) async fn attach(
+    spec: &DeviceSpec,
+    request: AttachRequest,
+) -> Result<AttachedDevice, DeviceError> {
     match spec {
-        DeviceSpec::Kernel { index } => kernel::attach(*index, request).await.map(AttachedDevice::Kernel),
+        DeviceSpec::Kernel { index } => kernel::attach(*index, request)
+            .await
+            .map(AttachedDevice::Kernel),
         #[cfg(feature = "fuse")]
         DeviceSpec::Loop => loopdev::attach(request).await.map(AttachedDevice::Loop),
         #[cfg(feature = "fuse")]
-        DeviceSpec::Fuse { path } => fuse::attach(path.as_deref(), request).await.map(AttachedDevice::Fuse),
+        DeviceSpec::Fuse { path } => fuse::attach(path.as_deref(), request)
+            .await
+            .map(AttachedDevice::Fuse),
         #[cfg(not(feature = "fuse"))]
         DeviceSpec::Loop | DeviceSpec::Fuse { .. } => Err(DeviceError::Unavailable {
             device: "FUSE".into(),
             cause: "this nbd-proxy was built without it".into(),
             remedy: "build it with the feature \"fuse\", or choose another device".into(),
         }),
-        DeviceSpec::Unix { path } => socket::attach_unix(path.as_deref(), request).await.map(AttachedDevice::Socket),
-        DeviceSpec::Tcp { address } => socket::attach_tcp(*address, request).await.map(AttachedDevice::Socket),
+        DeviceSpec::Unix { path } => socket::attach_unix(path.as_deref(), request)
+            .await
+            .map(AttachedDevice::Socket),
+        DeviceSpec::Tcp { address } => socket::attach_tcp(*address, request)
+            .await
+            .map(AttachedDevice::Socket),
         DeviceSpec::Auto => Box::pin(attach_first_that_works(request)).await,
     }
 }
@@ -303,19 +323,29 @@ async fn attach_first_that_works(request: AttachRequest) -> Result<AttachedDevic
             Err(error) => reasons.push(error.to_string()),
         }
     }
-    Err(DeviceError::Refused(format!("no kind of device works here: {}", reasons.join("; "))))
+    Err(DeviceError::Refused(format!(
+        "no kind of device works here: {}",
+        reasons.join("; ")
+    )))
 }
 
 /// Frees what a killed process left of configuration `name`, and nothing else. Runs while the configuration's lock is
 /// held, so whatever bears its name is a leftover. Says what was freed, for the log; where a leftover is still in
 /// use, [`DeviceError::InUse`] names by whom.
-pub(crate) async fn recover(spec: &DeviceSpec, name: &str, runtime_dir: &Path) -> Result<Vec<String>, DeviceError> {
+pub(crate) async fn recover(
+    spec: &DeviceSpec,
+    name: &str,
+    runtime_dir: &Path,
+) -> Result<Vec<String>, DeviceError> {
     let mut freed = Vec::new();
     if matches!(spec, DeviceSpec::Kernel { .. } | DeviceSpec::Auto) {
         freed.extend(kernel::recover(name).await?);
     }
     #[cfg(feature = "fuse")]
-    if matches!(spec, DeviceSpec::Loop | DeviceSpec::Fuse { .. } | DeviceSpec::Auto) {
+    if matches!(
+        spec,
+        DeviceSpec::Loop | DeviceSpec::Fuse { .. } | DeviceSpec::Auto
+    ) {
         freed.extend(fuse::recover(spec, name, runtime_dir).await?);
     }
     if let DeviceSpec::Unix { path } = spec {

@@ -45,18 +45,30 @@ pub(crate) struct SocketDevice {
 }
 
 impl SocketDevice {
-    fn new(path: String, listener: Listener, file: Option<SocketFile>, request: AttachRequest) -> Self {
+    fn new(
+        path: String,
+        listener: Listener,
+        file: Option<SocketFile>,
+        request: AttachRequest,
+    ) -> Self {
         let clients = Arc::new(Clients::default());
         let acceptor = Acceptor {
             listener,
-            exports: ["", &request.name].map(|name| client::export(name, &request.geometry)).to_vec(),
+            exports: ["", &request.name]
+                .map(|name| client::export(name, &request.geometry))
+                .to_vec(),
             requests: request.requests,
             clients: Arc::clone(&clients),
             path: path.clone(),
             tasks: JoinSet::new(),
         };
         let acceptor = tokio::spawn(acceptor.run()).abort_handle();
-        Self { path, clients, acceptor, file }
+        Self {
+            path,
+            clients,
+            acceptor,
+            file,
+        }
     }
 
     pub(crate) fn path(&self) -> &str {
@@ -70,7 +82,10 @@ impl SocketDevice {
     pub(crate) async fn detach(&self, force: bool) -> Result<Detached, DeviceError> {
         let users = self.clients.names();
         if !force && !users.is_empty() {
-            return Err(DeviceError::InUse { device: self.path.clone(), users });
+            return Err(DeviceError::InUse {
+                device: self.path.clone(),
+                users,
+            });
         }
         self.close();
         Ok(Detached::Free)
@@ -93,30 +108,59 @@ impl Drop for SocketDevice {
 }
 
 /// Puts a server at `path`, or at `R/NAME.sock`.
-pub(crate) async fn attach_unix(path: Option<&Path>, request: AttachRequest) -> Result<SocketDevice, DeviceError> {
+pub(crate) async fn attach_unix(
+    path: Option<&Path>,
+    request: AttachRequest,
+) -> Result<SocketDevice, DeviceError> {
     let path = unix_path(path, &request.name, &request.runtime_dir);
     make_way(&path)?;
     let (listener, file) = listen_at(&path)?;
     let listener = UnixListener::from_std(listener).map_err(DeviceError::io("watch a socket"))?;
-    Ok(SocketDevice::new(path.display().to_string(), Listener::Unix(listener), Some(file), request))
+    Ok(SocketDevice::new(
+        path.display().to_string(),
+        Listener::Unix(listener),
+        Some(file),
+        request,
+    ))
 }
 
 /// Puts a server at `address`, which the configuration has found to be on loopback.
-pub(crate) async fn attach_tcp(address: SocketAddr, request: AttachRequest) -> Result<SocketDevice, DeviceError> {
-    let listener =
-        TcpListener::bind(address).await.map_err(DeviceError::io(format!("listen on tcp:{address}")))?;
-    let address = listener.local_addr().map_err(DeviceError::io("tell a socket's address"))?;
-    Ok(SocketDevice::new(address.to_string(), Listener::Tcp(listener), None, request))
+pub(crate) async fn attach_tcp(
+    address: SocketAddr,
+    request: AttachRequest,
+) -> Result<SocketDevice, DeviceError> {
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(DeviceError::io(format!("listen on tcp:{address}")))?;
+    let address = listener
+        .local_addr()
+        .map_err(DeviceError::io("tell a socket's address"))?;
+    Ok(SocketDevice::new(
+        address.to_string(),
+        Listener::Tcp(listener),
+        None,
+        request,
+    ))
 }
 
 /// Removes the socket that a killed process left, if nobody listens on it.
-pub(crate) fn recover(path: Option<&Path>, name: &str, runtime_dir: &Path) -> Result<Vec<String>, DeviceError> {
+pub(crate) fn recover(
+    path: Option<&Path>,
+    name: &str,
+    runtime_dir: &Path,
+) -> Result<Vec<String>, DeviceError> {
     let path = unix_path(path, name, runtime_dir);
-    Ok(make_way(&path)?.then(|| format!("removed the socket {}", path.display())).into_iter().collect())
+    Ok(make_way(&path)?
+        .then(|| format!("removed the socket {}", path.display()))
+        .into_iter()
+        .collect())
 }
 
 fn unix_path(path: Option<&Path>, name: &str, runtime_dir: &Path) -> PathBuf {
-    path.map_or_else(|| paths::runtime_file(runtime_dir, name, "sock"), Path::to_path_buf)
+    path.map_or_else(
+        || paths::runtime_file(runtime_dir, name, "sock"),
+        Path::to_path_buf,
+    )
 }
 
 /// Removes a socket at `path` on which nobody listens, and says whether there was one. Anything else there is
@@ -127,7 +171,9 @@ fn make_way(path: &Path) -> Result<bool, DeviceError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(DeviceError::io(format!("look at {shown}"))(error)),
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(DeviceError::Refused(format!("{shown} exists and is not a socket; remove it or choose another path")));
+            return Err(DeviceError::Refused(format!(
+                "{shown} exists and is not a socket; remove it or choose another path"
+            )));
         }
         Ok(_) => {}
     }
@@ -135,7 +181,10 @@ fn make_way(path: &Path) -> Result<bool, DeviceError> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
         _ => {
             let users = vec!["another process listens on it".into()];
-            return Err(DeviceError::InUse { device: shown.to_string(), users });
+            return Err(DeviceError::InUse {
+                device: shown.to_string(),
+                users,
+            });
         }
     }
     fs::remove_file(path).map_err(DeviceError::io(format!("remove the old socket {shown}")))?;
@@ -183,7 +232,11 @@ impl SocketFile {
     /// The file now at `part`, soon at `path`.
     fn at(part: &Path, path: &Path) -> io::Result<Self> {
         let found = fs::symlink_metadata(part)?;
-        Ok(Self { path: path.into(), device: found.dev(), inode: found.ino() })
+        Ok(Self {
+            path: path.into(),
+            device: found.dev(),
+            inode: found.ino(),
+        })
     }
 
     /// Removes it, unless something else has taken its name.
@@ -191,7 +244,10 @@ impl SocketFile {
         let ours = fs::symlink_metadata(&self.path)
             .is_ok_and(|found| found.dev() == self.device && found.ino() == self.inode);
         if ours && let Err(error) = fs::remove_file(&self.path) {
-            report::warning(format_args!("can't remove the socket {}: {error}", self.path.display()));
+            report::warning(format_args!(
+                "can't remove the socket {}: {error}",
+                self.path.display()
+            ));
         }
     }
 }
@@ -216,7 +272,10 @@ impl Acceptor {
     async fn run(mut self) {
         loop {
             if let Err(error) = self.accept().await {
-                report::warning(format_args!("{}: can't accept a client: {error}", self.path));
+                report::warning(format_args!(
+                    "{}: can't accept a client: {error}",
+                    self.path
+                ));
                 sleep(PAUSE).await;
             }
             while self.tasks.try_join_next().is_some() {}
@@ -244,10 +303,17 @@ impl Acceptor {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(entry) = Clients::enter(&self.clients, format!("connected: {peer}")) else {
-            report::warning(format_args!("{}: refused {peer}: there are {MAX_CLIENTS} clients", self.path));
+            report::warning(format_args!(
+                "{}: refused {peer}: there are {MAX_CLIENTS} clients",
+                self.path
+            ));
             return;
         };
-        let (exports, requests, path) = (self.exports.clone(), self.requests.clone(), self.path.clone());
+        let (exports, requests, path) = (
+            self.exports.clone(),
+            self.requests.clone(),
+            self.path.clone(),
+        );
         self.tasks.spawn(async move {
             let _entry = entry;
             if let Err(error) = client::serve(stream, exports, requests).await {
@@ -259,7 +325,11 @@ impl Acceptor {
 
 /// Who is at the other end of a Unix socket.
 fn describe_peer(stream: &UnixStream) -> String {
-    let Some(process) = stream.peer_cred().ok().and_then(|credentials| credentials.pid()) else {
+    let Some(process) = stream
+        .peer_cred()
+        .ok()
+        .and_then(|credentials| credentials.pid())
+    else {
         return "a process".into();
     };
     match fs::read_to_string(format!("/proc/{process}/comm")) {
@@ -298,7 +368,10 @@ impl Clients {
         let number = present.next;
         present.next += 1;
         present.names.insert(number, name);
-        Some(Entry { clients: Arc::clone(clients), number })
+        Some(Entry {
+            clients: Arc::clone(clients),
+            number,
+        })
     }
 }
 

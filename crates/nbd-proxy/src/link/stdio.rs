@@ -50,14 +50,18 @@ pub(crate) fn open() -> io::Result<(Link, Ends)> {
     let (outbox, commands) = mpsc::unbounded_channel();
     let (done, written) = oneshot::channel();
     let (reader_events, writer_events) = (events.clone(), events.clone());
-    thread::Builder::new().name("stdin".into()).spawn(move || read(rustix::stdio::stdin(), &reader_events))?;
-    thread::Builder::new().name("stdout".into()).spawn(move || {
-        let closing = write(rustix::stdio::stdout(), commands);
-        let _ = done.send(());
-        if let Some(closing) = closing {
-            let _ = writer_events.blocking_send(LinkEvent::Closed(closing));
-        }
-    })?;
+    thread::Builder::new()
+        .name("stdin".into())
+        .spawn(move || read(rustix::stdio::stdin(), &reader_events))?;
+    thread::Builder::new()
+        .name("stdout".into())
+        .spawn(move || {
+            let closing = write(rustix::stdio::stdout(), commands);
+            let _ = done.send(());
+            if let Some(closing) = closing {
+                let _ = writer_events.blocking_send(LinkEvent::Closed(closing));
+            }
+        })?;
     let link = Link {
         kind: LinkKind::Plain,
         events: inbox,
@@ -96,7 +100,12 @@ fn read(fd: impl AsFd, events: &mpsc::Sender<LinkEvent>) {
             }
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => wait_until(&fd, PollFlags::IN),
-            Err(error) => break Closing::Lost(format!("can't read standard input: {}", io::Error::from(error))),
+            Err(error) => {
+                break Closing::Lost(format!(
+                    "can't read standard input: {}",
+                    io::Error::from(error)
+                ));
+            }
         }
     };
     let _ = events.blocking_send(LinkEvent::Closed(closing));
@@ -114,7 +123,11 @@ fn write(fd: impl AsFd, mut commands: mpsc::UnboundedReceiver<LinkCommand>) -> O
                 LinkCommand::Text(_) => {}
                 LinkCommand::Close { .. } => last = true,
             }
-            next = if last || gathered.len() >= GATHER { None } else { commands.try_recv().ok() };
+            next = if last || gathered.len() >= GATHER {
+                None
+            } else {
+                commands.try_recv().ok()
+            };
         }
         match write_all(&fd, &gathered) {
             Ok(()) => gathered.clear(),
@@ -122,7 +135,9 @@ fn write(fd: impl AsFd, mut commands: mpsc::UnboundedReceiver<LinkCommand>) -> O
             Err(Errno::PIPE) => return Some(Closing::Clean),
             Err(error) => {
                 let cause = io::Error::from(error);
-                return Some(Closing::Lost(format!("can't write to standard output: {cause}")));
+                return Some(Closing::Lost(format!(
+                    "can't write to standard output: {cause}"
+                )));
             }
         }
         if last {
@@ -168,7 +183,10 @@ mod tests {
     fn a_pipe_is_enlarged_and_anything_else_left_alone() {
         let (reader, _writer) = nonblocking_pipe();
         enlarge_pipe(&reader);
-        assert_eq!(rustix::pipe::fcntl_getpipe_size(&reader).unwrap(), PIPE_SIZE);
+        assert_eq!(
+            rustix::pipe::fcntl_getpipe_size(&reader).unwrap(),
+            PIPE_SIZE
+        );
         enlarge_pipe(std::fs::File::open("/dev/null").unwrap());
     }
 
@@ -177,11 +195,20 @@ mod tests {
         let (reader, writer) = nonblocking_pipe();
         let (commands, outbox) = mpsc::unbounded_channel();
         let (events, mut inbox) = mpsc::channel(4);
-        let sent: Bytes = (0..3 << 20).map(|i: u32| i.to_le_bytes()[i as usize % 4]).collect();
+        let sent: Bytes = (0..3 << 20)
+            .map(|i: u32| i.to_le_bytes()[i as usize % 4])
+            .collect();
         for part in sent.chunks(100_000) {
-            commands.send(LinkCommand::Data(sent.slice_ref(part))).unwrap();
+            commands
+                .send(LinkCommand::Data(sent.slice_ref(part)))
+                .unwrap();
         }
-        commands.send(LinkCommand::Close { code: 1000, reason: String::new() }).unwrap();
+        commands
+            .send(LinkCommand::Close {
+                code: 1000,
+                reason: String::new(),
+            })
+            .unwrap();
         let writing = thread::spawn(move || assert_eq!(write(writer, outbox), None));
         let reading = thread::spawn(move || read(reader, &events));
         let mut received = Vec::new();
@@ -202,7 +229,9 @@ mod tests {
         let (reader, writer) = nonblocking_pipe();
         drop(reader);
         let (commands, outbox) = mpsc::unbounded_channel();
-        commands.send(LinkCommand::Data(Bytes::from_static(b"x"))).unwrap();
+        commands
+            .send(LinkCommand::Data(Bytes::from_static(b"x")))
+            .unwrap();
         assert_eq!(write(writer, outbox), Some(Closing::Clean));
     }
 }

@@ -27,14 +27,23 @@ impl Machine {
     /// Asks for an export by name.
     pub(crate) fn choose(mut stream: UnixStream, export: &str) -> Result<Self, HandshakeError> {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let options = HandshakeOptions { export: export.into(), structured_replies: true, base_allocation: true };
+        let options = HandshakeOptions {
+            export: export.into(),
+            structured_replies: true,
+            base_allocation: true,
+        };
         let mut handshake = Handshake::new(options);
         loop {
             while let Some(output) = handshake.poll_output() {
                 stream.write_all(&output).unwrap();
             }
             if let Some((export, transmission)) = handshake.finish() {
-                return Ok(Self { stream, transmission, export, next: 0 });
+                return Ok(Self {
+                    stream,
+                    transmission,
+                    export,
+                    next: 0,
+                });
             }
             handshake.handle_input(read_some(&mut stream).unwrap())?;
         }
@@ -45,7 +54,9 @@ impl Machine {
         let (cookie, mut out) = (self.next, Vec::new());
         self.next += 1;
         let command = Command::Read { offset, length };
-        self.transmission.request(cookie, CommandFlags::empty(), &command, &mut out).unwrap();
+        self.transmission
+            .request(cookie, CommandFlags::empty(), &command, &mut out)
+            .unwrap();
         self.stream.write_all(&out.concat()).unwrap();
         cookie
     }
@@ -56,11 +67,19 @@ impl Machine {
         loop {
             while let Some(event) = self.transmission.poll_reply().map_err(io::Error::other)? {
                 match event {
-                    ReplyEvent::Data { cookie: of, offset, data } if of == cookie => {
+                    ReplyEvent::Data {
+                        cookie: of,
+                        offset,
+                        data,
+                    } if of == cookie => {
                         let at = usize::try_from(offset - start).unwrap();
                         content[at..at + data.len()].copy_from_slice(&data);
                     }
-                    ReplyEvent::Hole { cookie: of, offset, length } if of == cookie => {
+                    ReplyEvent::Hole {
+                        cookie: of,
+                        offset,
+                        length,
+                    } if of == cookie => {
                         let at = usize::try_from(offset - start).unwrap();
                         content[at..at + length as usize].fill(0);
                     }

@@ -1,5 +1,7 @@
 //! The program as others run it: in a place of its own, with a page that serves an image and a machine that reads it.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod command_line;
 mod machine;
 mod page;
@@ -36,7 +38,9 @@ fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
 
 /// An image whose every 8 bytes tell where they are.
 fn image(length: usize) -> Bytes {
-    let mut image: Vec<u8> = (0..length.div_ceil(8) as u64).flat_map(|word| (word * 8).to_be_bytes()).collect();
+    let mut image: Vec<u8> = (0..length.div_ceil(8) as u64)
+        .flat_map(|word| (word * 8).to_be_bytes())
+        .collect();
     image.truncate(length);
     image.into()
 }

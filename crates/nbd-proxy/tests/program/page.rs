@@ -86,7 +86,9 @@ struct Server<R> {
 
 impl<R: Read> Server<R> {
     fn run(mut self) -> io::Result<()> {
-        let Some(mut transmission) = self.shake_hands()? else { return Ok(()) };
+        let Some(mut transmission) = self.shake_hands()? else {
+            return Ok(());
+        };
         if self.behaviour == Behaviour::Deaf {
             // Its end of the pipe stays open all the same.
             loop {
@@ -125,9 +127,13 @@ impl<R: Read> Server<R> {
                 self.write(&output)?;
             }
             match handshake.poll_event() {
-                Some(HandshakeEvent::Transmission { transmission, .. }) => return Ok(Some(transmission)),
+                Some(HandshakeEvent::Transmission { transmission, .. }) => {
+                    return Ok(Some(transmission));
+                }
                 Some(HandshakeEvent::Aborted) => return Ok(None),
-                None => handshake.handle_input(read_some(&mut self.from)?).map_err(io::Error::other)?,
+                None => handshake
+                    .handle_input(read_some(&mut self.from)?)
+                    .map_err(io::Error::other)?,
             }
         }
     }
@@ -136,11 +142,18 @@ impl<R: Read> Server<R> {
         let mut out = Vec::new();
         match incoming {
             Incoming::Disconnect => {}
-            Incoming::Refused { reply_to, failure } => transmission.reply(reply_to, Err(failure), &mut out),
-            Incoming::Request { reply_to, command: Command::Read { offset, length }, .. } => {
+            Incoming::Refused { reply_to, failure } => {
+                transmission.reply(reply_to, Err(failure), &mut out);
+            }
+            Incoming::Request {
+                reply_to,
+                command: Command::Read { offset, length },
+                ..
+            } => {
                 self.longest.fetch_max(length.into(), Ordering::Relaxed);
                 if self.behaviour == Behaviour::Silent {
-                    self.outstanding.fetch_add(u64::from(length) + 16, Ordering::Relaxed);
+                    self.outstanding
+                        .fetch_add(u64::from(length) + 16, Ordering::Relaxed);
                     return Ok(());
                 }
                 let start = usize::try_from(offset).unwrap();

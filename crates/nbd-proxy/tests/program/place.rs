@@ -19,7 +19,9 @@ pub(crate) struct Place {
 impl Place {
     /// With one configuration, `0`, a Unix socket. Requests may stay unanswered longer than any test takes.
     pub(crate) fn new() -> Self {
-        let place = Self { folder: tempfile::tempdir().unwrap() };
+        let place = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
         let (socket, hook) = (place.socket(), place.path("state"));
         place.write_config(&format!(
             r#"{{"timeout": 3600, "configurations": {{
@@ -49,16 +51,30 @@ impl Place {
 
     /// A hook that records its call, then runs `script` in the folder.
     pub(crate) fn write_hook(&self, script: &str) {
-        let variables = ["DEVICE", "SIZE", "READ_ONLY", "IMAGE", "USER", "MEDIA", "REASON"];
+        let variables = [
+            "DEVICE",
+            "SIZE",
+            "READ_ONLY",
+            "IMAGE",
+            "USER",
+            "MEDIA",
+            "REASON",
+        ];
         let record: String = variables.map(|name| format!("|$NBD_PROXY_{name}")).concat();
         let folder = self.folder.path().display();
         let text = format!("#!/bin/sh\ncd {folder}\necho \"$1|$2{record}\" >>calls\n{script}\n");
         // Written by another process: a file that we have open for writing may be so in a fork of another test's, and
         // can't be executed then.
-        let mut write = Command::new("tee").arg(self.path("state")).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let mut write = Command::new("tee")
+            .arg(self.path("state"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         std::io::Write::write_all(&mut write.stdin.take().unwrap(), text.as_bytes()).unwrap();
         assert!(write.wait().unwrap().success());
-        std::fs::set_permissions(self.path("state"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::set_permissions(self.path("state"), std::fs::Permissions::from_mode(0o755))
+            .unwrap();
     }
 
     /// The hook's calls so far: arguments and environment, separated by bars.
@@ -69,7 +85,10 @@ impl Place {
 
     /// The line that a call leaves for an image of `size` bytes.
     pub(crate) fn call(&self, action: &str, size: u64, reason: &str) -> String {
-        format!("{action}|0|{}|{size}|1|||cdrom|{reason}", self.socket().display())
+        format!(
+            "{action}|0|{}|{size}|1|||cdrom|{reason}",
+            self.socket().display()
+        )
     }
 
     pub(crate) fn program(&self, arguments: &[&str]) -> Command {
@@ -86,9 +105,17 @@ impl Place {
 
     /// Runs the program to its end without input: status, standard output, standard error.
     pub(crate) fn run(&self, arguments: &[&str]) -> (i32, String, String) {
-        let output = self.program(arguments).stdin(Stdio::null()).output().unwrap();
+        let output = self
+            .program(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+        (
+            output.status.code().unwrap(),
+            text(output.stdout),
+            text(output.stderr),
+        )
     }
 
     /// Starts `nbd-proxy 0` on two pipes.
@@ -127,11 +154,17 @@ impl Proxy {
             stderr.read_to_string(&mut text).unwrap();
             text
         });
-        Self { child, messages: Some(messages) }
+        Self {
+            child,
+            messages: Some(messages),
+        }
     }
 
     pub(crate) fn take_pipes(&mut self) -> (ChildStdout, ChildStdin) {
-        (self.child.stdout.take().unwrap(), self.child.stdin.take().unwrap())
+        (
+            self.child.stdout.take().unwrap(),
+            self.child.stdin.take().unwrap(),
+        )
     }
 
     pub(crate) fn id(&self) -> String {
@@ -139,7 +172,13 @@ impl Proxy {
     }
 
     pub(crate) fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args(["-s", name, &self.id()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-s", name, &self.id()])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     /// Waits for the end: exit status, or a signal's number below zero, and messages.
@@ -147,7 +186,10 @@ impl Proxy {
         let status = wait_for("the end of nbd-proxy", || self.child.try_wait().unwrap());
         let code = status.code().unwrap_or_else(|| -status.signal().unwrap());
         let messages = self.messages.take().unwrap().join().unwrap();
-        assert!(messages.lines().all(|line| line.starts_with("nbd-proxy: ")), "{messages}");
+        assert!(
+            messages.lines().all(|line| line.starts_with("nbd-proxy: ")),
+            "{messages}"
+        );
         (code, messages)
     }
 }

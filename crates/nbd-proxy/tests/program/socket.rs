@@ -27,7 +27,9 @@ impl Attached {
 }
 
 fn reads_well(machine: &mut Machine) -> bool {
-    machine.read(80, 8).is_ok_and(|bytes| bytes == 80_u64.to_be_bytes())
+    machine
+        .read(80, 8)
+        .is_ok_and(|bytes| bytes == 80_u64.to_be_bytes())
 }
 
 #[test]
@@ -35,9 +37,14 @@ fn the_export_has_the_promised_block_sizes_and_flags() {
     let attached = attached();
     let machine = attached.place.connect();
     let sizes = machine.export.block_sizes.unwrap();
-    assert_eq!((sizes.minimum, sizes.preferred, sizes.maximum), (1, 4096, 32 << 20));
+    assert_eq!(
+        (sizes.minimum, sizes.preferred, sizes.maximum),
+        (1, 4096, 32 << 20)
+    );
     let flags = machine.export.flags;
-    assert!(flags.contains(nbd::wire::TransmissionFlags::CAN_MULTI_CONN | nbd::wire::TransmissionFlags::SEND_FLUSH));
+    assert!(flags.contains(
+        nbd::wire::TransmissionFlags::CAN_MULTI_CONN | nbd::wire::TransmissionFlags::SEND_FLUSH
+    ));
     attached.finish();
 }
 
@@ -54,12 +61,17 @@ fn a_client_that_disconnects_ends_neither_the_session_nor_another() {
 fn many_requests_of_many_clients_are_answered() {
     let attached = attached();
     let mut machines: Vec<_> = (0..8).map(|_| attached.place.connect()).collect();
-    let asked: Vec<Vec<u64>> =
-        machines.iter_mut().map(|machine| (0..200).map(|word| machine.ask(word * 8, 8)).collect()).collect();
+    let asked: Vec<Vec<u64>> = machines
+        .iter_mut()
+        .map(|machine| (0..200).map(|word| machine.ask(word * 8, 8)).collect())
+        .collect();
     for (machine, cookies) in machines.iter_mut().zip(asked) {
         // Answers come in any order; the last one asked for finds all others read on the way.
         let last = *cookies.last().unwrap();
-        assert_eq!(machine.answer(last, 199 * 8, 8).unwrap(), (199_u64 * 8).to_be_bytes());
+        assert_eq!(
+            machine.answer(last, 199 * 8, 8).unwrap(),
+            (199_u64 * 8).to_be_bytes()
+        );
     }
     attached.finish();
 }
@@ -103,9 +115,18 @@ fn clients_that_say_nothing_are_limited_in_number() {
     let mut good = attached.place.connect();
     let idle: Vec<UnixStream> = (0..64).map(|_| attached.place.connect_raw()).collect();
     let mut beyond = &idle[63];
-    wait_for("the refusal", || beyond.write_all(&[0]).is_err().then_some(()));
+    wait_for("the refusal", || {
+        beyond.write_all(&[0]).is_err().then_some(())
+    });
     assert!(reads_well(&mut good));
     drop(idle);
-    wait_for("a free place", || attached.place.connect_raw().write_all(&[0; 4]).is_ok().then_some(()));
+    wait_for("a free place", || {
+        attached
+            .place
+            .connect_raw()
+            .write_all(&[0; 4])
+            .is_ok()
+            .then_some(())
+    });
     attached.finish();
 }
