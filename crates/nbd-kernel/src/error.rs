@@ -53,12 +53,15 @@ impl Error {
         matches!(self, Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
     }
 
-    /// The system call's error number, where there was one.
-    pub(crate) fn errno(&self) -> Option<i32> {
-        match self {
-            Error::Io { source, .. } => source.raw_os_error(),
-            _ => None,
-        }
+    /// Whether the reason is that this machine lacks the thing: a device node, a driver, a program.
+    pub fn is_absent(&self) -> bool {
+        let Error::Io { source, .. } = self else {
+            return matches!(self, Error::NoNbdDriver | Error::NoDevice { .. });
+        };
+        matches!(
+            source.raw_os_error(),
+            Some(libc::ENOENT | libc::ENODEV | libc::ENXIO)
+        )
     }
 }
 

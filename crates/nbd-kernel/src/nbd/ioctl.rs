@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub struct IoctlOptions {
 pub struct IoctlAttachment {
     device: Device,
     file: Weak<File>,
-    end: Receiver<Result<()>>,
+    end: Mutex<Receiver<Result<()>>>,
 }
 
 impl IoctlAttachment {
@@ -63,7 +63,7 @@ impl IoctlAttachment {
         let attachment = IoctlAttachment {
             device,
             file: Arc::downgrade(&file),
-            end,
+            end: Mutex::new(end),
         };
         let options = *options;
         thread::Builder::new()
@@ -94,7 +94,8 @@ impl IoctlAttachment {
 
     /// Waits for the end of `NBD_DO_IT`; `None` when `timeout` ran out. Gives the end once.
     pub fn wait(&self, timeout: Duration) -> Option<Result<()>> {
-        match self.end.recv_timeout(timeout) {
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        match end.recv_timeout(timeout) {
             Ok(result) => Some(result),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => Some(Ok(())),

@@ -1,0 +1,265 @@
+//! A loop device over a FUSE file: for kernels without NBD.
+//!
+//! The order of going is one: `/dev/fuse` is closed, so that nothing can wait for us any more, then the loop device
+//! gives its file back, then the file is unmounted.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io::{self, Read},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use nbd_kernel::{
+    block::QueueTuning,
+    loopdev::{self, Loop},
+    users::{self, User},
+};
+use tokio::time::sleep;
+
+use super::{
+    AttachRequest, Detached, DeviceError, blocking,
+    fuse::{FuseFile, Place, unmount_dead},
+    kernel::{lasting_users, poll_until},
+};
+use crate::paths;
+
+/// As for the kernel's NBD device.
+const TUNING: QueueTuning = QueueTuning {
+    read_ahead_kb: Some(1024),
+    max_sectors_kb: Some(1024),
+    io_timeout: None,
+};
+/// Reading the first sector; the image is not empty.
+const SECTOR: usize = 512;
+/// The loop device gives its file back within this time.
+const DETACH_LIMIT: Duration = Duration::from_secs(3);
+const FREE_LIMIT: Duration = Duration::from_secs(1);
+const DRAIN_POLL: Duration = Duration::from_millis(250);
+
+/// An attached `/dev/loopN`. Detached when dropped.
+#[derive(Debug)]
+pub(crate) struct LoopDevice {
+    path: String,
+    // In this order they are dropped.
+    file: FuseFile,
+    attached: Attached,
+}
+
+impl LoopDevice {
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(crate) async fn users(&self) -> Vec<String> {
+        users_of(self.attached.device.clone()).await
+    }
+
+    pub(crate) async fn detach(&self, force: bool) -> Result<Detached, DeviceError> {
+        if !force {
+            let users = lasting_users(|| self.users()).await;
+            if !users.is_empty() {
+                return Err(DeviceError::InUse {
+                    device: self.path.clone(),
+                    users,
+                });
+            }
+        }
+        self.file.stop_answering().await;
+        self.attached.detach().await?;
+        self.file.close().await?;
+        if let Some(directory) = self.file.path().parent() {
+            let _ = fs::remove_dir(directory); // empty, unless somebody put something there
+        }
+        self.attached.note_what_is_left();
+        if poll_until(FREE_LIMIT, || self.attached.is_free()).await {
+            return Ok(Detached::Free);
+        }
+        Ok(Detached::Draining {
+            users: self.users().await,
+        })
+    }
+
+    pub(crate) async fn drained(&self) {
+        while !self.attached.is_free() {
+            sleep(DRAIN_POLL).await;
+        }
+    }
+}
+
+/// Attaches `/dev/loopN`.
+pub(crate) async fn attach(request: AttachRequest) -> Result<LoopDevice, DeviceError> {
+    prepare_loop()?;
+    let directory = private_directory(&request.name, &request.runtime_dir)?;
+    let place = Place {
+        path: directory.join(FILE_NAME),
+        allow_other: false,
+        size: request.geometry.size,
+    };
+    let file = FuseFile::mount(place, &request).await?;
+    let path = file.path().to_path_buf();
+    let attached = blocking::run(move || Attached::new(&path))
+        .await
+        .map_err(DeviceError::io("start a thread"))??;
+    let path = attached.device.disk().path().to_string_lossy().into_owned();
+    Ok(LoopDevice {
+        path,
+        file,
+        attached,
+    })
+}
+
+/// Loads the driver where it is missing and we may.
+fn prepare_loop() -> Result<(), DeviceError> {
+    if loopdev::available().is_err_and(|error| error.is_absent())
+        && rustix::process::geteuid().is_root()
+    {
+        let _ = nbd_kernel::module::load("loop"); // whether it helped shows next
+    }
+    loopdev::available().map_err(|error| DeviceError::Unavailable {
+        device: "loop:".into(),
+        cause: error.to_string(),
+        remedy: LOOP_REMEDY.into(),
+    })
+}
+
+/// What helps where there are no loop devices.
+pub(crate) const LOOP_REMEDY: &str = "load the driver (modprobe loop) and run as root";
+
+/// The file beneath the loop device; `losetup` shows this name.
+const FILE_NAME: &str = "image";
+
+/// Of the configuration's: nobody else looks into it.
+fn private_directory(name: &str, runtime_dir: &Path) -> Result<PathBuf, DeviceError> {
+    let path = directory_path(name, runtime_dir)?;
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+    made.map_err(DeviceError::io(format!("create {}", path.display())))?;
+    Ok(path)
+}
+
+fn directory_path(name: &str, runtime_dir: &Path) -> Result<PathBuf, DeviceError> {
+    let runtime_dir = runtime_dir
+        .canonicalize()
+        .map_err(DeviceError::io("find the runtime directory"))?;
+    Ok(paths::runtime_file(&runtime_dir, name, "loop"))
+}
+
+/// A loop device with our file. Detached when dropped.
+#[derive(Debug)]
+struct Attached {
+    device: Loop,
+    /// What the kernel calls its file; as long as it does, nobody else has attached the device.
+    file: Mutex<Option<PathBuf>>,
+    detached: AtomicBool,
+}
+
+impl Attached {
+    /// Has the kernel read partitions from the file: not on the task that answers for it.
+    fn new(path: &Path) -> Result<Self, DeviceError> {
+        let file = File::open(path).map_err(DeviceError::io(format!("open {}", path.display())))?;
+        let device = Loop::attach(&file).map_err(cannot_attach)?;
+        let name = Mutex::new(device.backing_file());
+        let attached = Attached {
+            device,
+            file: name,
+            detached: AtomicBool::new(false),
+        };
+        let disk = attached.device.disk();
+        let _ = disk.tune(&TUNING); // an older kernel lacks a knob: the device is slower, no less right
+        let node = disk.path();
+        let read = File::open(&node).and_then(|mut disk| disk.read_exact(&mut [0; SECTOR]));
+        read.map_err(DeviceError::io(format!("read {}", node.display())))?;
+        Ok(attached)
+    }
+
+    async fn detach(&self) -> Result<(), DeviceError> {
+        self.detached.store(true, Ordering::Release);
+        detach(self.device.clone()).await
+    }
+
+    /// After the unmount the kernel has another name for the file, as long as somebody holds the device.
+    fn note_what_is_left(&self) {
+        *self.file.lock().unwrap_or_else(PoisonError::into_inner) = self.device.backing_file();
+    }
+
+    fn is_free(&self) -> bool {
+        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.is_none() || self.device.backing_file() != *file
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if !self.detached.load(Ordering::Acquire) {
+            let device = self.device.clone();
+            blocking::begin(move || {
+                let _ = device.detach(); // a leftover that a successor frees
+            });
+        }
+    }
+}
+
+fn cannot_attach(error: nbd_kernel::Error) -> DeviceError {
+    let cause = error.to_string();
+    match error {
+        error if error.is_permission() || error.is_absent() => DeviceError::Unavailable {
+            device: "loop:".into(),
+            cause,
+            remedy: LOOP_REMEDY.into(),
+        },
+        nbd_kernel::Error::Io { action, source } => DeviceError::Io { action, source },
+        _ => DeviceError::Refused(cause),
+    }
+}
+
+async fn detach(device: Loop) -> Result<(), DeviceError> {
+    let action = format!("detach {}", device.disk().path().display());
+    let detach = move || device.detach().map_err(io::Error::other);
+    blocking::run_within(DETACH_LIMIT, detach)
+        .await
+        .map_err(DeviceError::io(action))
+}
+
+async fn users_of(device: Loop) -> Vec<String> {
+    let find = move || {
+        users::of_disk(device.disk())
+            .iter()
+            .map(User::to_string)
+            .collect()
+    };
+    blocking::run(find).await.unwrap_or_default()
+}
+
+/// Frees the loop devices and the mount left of configuration `name`.
+pub(super) async fn recover(name: &str, runtime_dir: &Path) -> Result<Vec<String>, DeviceError> {
+    let directory = directory_path(name, runtime_dir)?;
+    let mut freed = Vec::new();
+    for device in Loop::backed_by(|file| file.starts_with(&directory)) {
+        let path = device.disk().path().display().to_string();
+        let file = device.backing_file();
+        detach(device.clone()).await?;
+        if !poll_until(FREE_LIMIT, || device.backing_file() != file).await {
+            return Err(DeviceError::InUse {
+                device: path,
+                users: users_of(device).await,
+            });
+        }
+        freed.push(format!("{path} was still attached"));
+    }
+    if unmount_dead(directory.join(FILE_NAME)).await? {
+        freed.push(format!(
+            "{} was still mounted",
+            directory.join(FILE_NAME).display()
+        ));
+    }
+    let _ = fs::remove_dir(&directory); // absent, as a rule
+    Ok(freed)
+}
+
+#[cfg(test)]
+mod tests;
