@@ -11,3 +11,4 @@ mod page;
 mod sessions;
 mod share;
 mod start;
+mod tls;
