@@ -83,7 +83,8 @@ impl Command {
         }
     }
 
-    /// Bytes of its range; 0 for FLUSH. Longer than `u32::MAX` only for a WRITE that no peer can be sent.
+    /// Bytes of its range; 0 for FLUSH. Longer than `u32::MAX` only for a WRITE that no peer can be
+    /// sent.
     pub fn length(&self) -> u64 {
         match *self {
             Self::Flush => 0,

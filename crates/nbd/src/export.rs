@@ -5,13 +5,15 @@ use crate::wire::{DEFAULT_MAXIMUM_PAYLOAD, TransmissionFlags};
 /// A named range of bytes that a server offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Export {
-    /// Its canonical name, at most 4096 bytes; may be empty.
+    /// Its canonical name, at most 4096 bytes; may be empty. One from a server may hold any
+    /// character but NUL: escape it for people.
     pub name: String,
     /// For people, at most 4096 bytes.
     pub description: Option<String>,
     /// In bytes, at most 2^63 - 1.
     pub size: u64,
-    /// What it can do. `HAS_FLAGS` and `SEND_DF` are set and cleared by the server side as the protocol demands.
+    /// What it can do. `HAS_FLAGS` and `SEND_DF` are set and cleared by the server side as the
+    /// protocol demands.
     pub flags: TransmissionFlags,
     /// Constraints on requests; `None` where the server announced none.
     pub block_sizes: Option<BlockSizes>,

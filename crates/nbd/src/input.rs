@@ -56,7 +56,8 @@ impl Input {
         Some(header)
     }
 
-    /// Takes the next `len` bytes in one piece, once all of them have arrived; copied only where they are split.
+    /// Takes the next `len` bytes in one piece, once all of them have arrived; copied only where
+    /// they are split.
     pub(crate) fn take(&mut self, len: usize) -> Option<Bytes> {
         if self.len < len {
             return None;
@@ -73,7 +74,8 @@ impl Input {
         Some(whole.freeze())
     }
 
-    /// Takes what there is in one piece, at most `limit` bytes; empty only if `limit` is 0 or nothing waits.
+    /// Takes what there is in one piece, at most `limit` bytes; empty only if `limit` is 0 or
+    /// nothing waits.
     pub(crate) fn take_some(&mut self, limit: usize) -> Bytes {
         let Some(front) = self.pieces.front_mut() else {
             return Bytes::new();
@@ -128,7 +130,8 @@ mod tests {
             lengths in prop::collection::vec(0usize..1500, 0..8),
             reads in prop::collection::vec(1usize..3000, 1..8),
         ) {
-            let stream: Bytes = (0..lengths.iter().sum::<usize>()).map(|at| u8::try_from(at % 251).unwrap()).collect();
+            let total = lengths.iter().sum::<usize>();
+            let stream: Bytes = (0..total).map(|at| u8::try_from(at % 251).unwrap()).collect();
             let mut input = Input::default();
             let mut rest = stream.clone();
             for length in lengths {

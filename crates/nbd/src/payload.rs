@@ -9,8 +9,8 @@ static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// A chain of reference-counted slices: the data of a READ or WRITE.
 ///
-/// Slices are not copied, except those below 512 bytes, so that a peer who sends single bytes cannot make us keep an
-/// allocation, or the large message it came in, for each.
+/// Slices are not copied, except those below 512 bytes, so that a peer who sends single bytes
+/// cannot make us keep an allocation, or the large message it came in, for each.
 #[derive(Debug, Clone, Default)]
 pub struct Payload {
     parts: Vec<Bytes>,
@@ -72,7 +72,7 @@ impl Payload {
         &self.parts
     }
 
-    /// The bytes of `range`, sharing memory with this payload.
+    /// The bytes of `range`, sharing memory as [`Self::push`] does.
     ///
     /// # Panics
     /// When `range` reaches beyond the end, as for slices.

@@ -1,7 +1,8 @@
-//! The client's side: asks a server for an export, then sends requests and checks every byte of the replies.
+//! The client's side: asks a server for an export, then sends requests and checks every byte of the
+//! replies.
 //!
-//! [`Handshake`] begins with a new connection; when [`Handshake::finish`] gives a [`Transmission`], requests may be
-//! sent.
+//! [`Handshake`] begins with a new connection; when [`Handshake::finish`] gives a
+//! [`Transmission`], requests may be sent.
 
 mod coverage;
 mod error;

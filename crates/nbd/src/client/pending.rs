@@ -10,8 +10,7 @@ use crate::wire::{
     MAX_STRING_LENGTH, u16_at, u32_at, u64_at, wire_length,
 };
 
-/// How many error chunks are taken in one reply; each but the last is without consequence, and
-/// nothing else bounds their number.
+/// How many error chunks are taken in one reply. Unlike content, nothing else bounds their number.
 const MAX_ERROR_CHUNKS: u32 = 1024;
 /// The longest error chunk: error, length, message, and room for fields of later versions.
 const MAX_ERROR_LENGTH: u32 = 8 * 1024;
@@ -165,35 +164,24 @@ impl Pending {
                 limit: MAX_ERROR_CHUNKS,
             });
         }
-        let wrong = TransmissionError::ChunkLength {
-            chunk,
-            length: wire_length(payload.len()),
-        };
-        let Some((fixed, rest)) = payload.split_first_chunk::<6>() else {
-            return Err(wrong);
-        };
-        let error = u32_at(fixed, 0);
+        let length = wire_length(payload.len());
+        let ErrorChunk {
+            error,
+            message,
+            offset,
+        } = ErrorChunk::parse(chunk, payload)
+            .ok_or(TransmissionError::ChunkLength { chunk, length })?;
         if error == 0 {
             return Err(TransmissionError::ZeroError);
         }
-        let Some((message, rest)) = rest.split_at_checked(usize::from(u16_at(fixed, 4))) else {
-            return Err(wrong);
-        };
-        if message.len() > MAX_STRING_LENGTH {
-            return Err(wrong);
-        }
-        if chunk == ChunkType::ERROR_OFFSET {
-            let Some(offset) = rest.first_chunk::<8>() else {
-                return Err(wrong);
-            };
-            let offset = u64_at(offset, 0);
-            if self.relative(offset).is_none_or(|at| at >= self.length) {
-                return Err(TransmissionError::OutOfRange {
-                    chunk,
-                    offset,
-                    length: 0,
-                });
-            }
+        if let Some(offset) = offset
+            && self.relative(offset).is_none_or(|at| at >= self.length)
+        {
+            return Err(TransmissionError::OutOfRange {
+                chunk,
+                offset,
+                length: 0,
+            });
         }
         self.failure
             .get_or_insert_with(|| Failure::new(Errno::from_wire(error), display_text(message)));
@@ -218,6 +206,32 @@ impl Pending {
     /// `offset` from the beginning of the request.
     fn relative(&self, offset: u64) -> Option<u32> {
         u32::try_from(offset.checked_sub(self.offset)?).ok()
+    }
+}
+
+/// The payload of an error chunk.
+struct ErrorChunk<'a> {
+    error: u32,
+    message: &'a [u8],
+    /// Of `NBD_REPLY_TYPE_ERROR_OFFSET`.
+    offset: Option<u64>,
+}
+
+impl<'a> ErrorChunk<'a> {
+    /// `None` if the payload is too short for what it should hold, or its message too long.
+    fn parse(chunk: ChunkType, payload: &'a [u8]) -> Option<Self> {
+        let (fixed, rest) = payload.split_first_chunk::<6>()?;
+        let (message, rest) = rest.split_at_checked(usize::from(u16_at(fixed, 4)))?;
+        let offset = match chunk {
+            ChunkType::ERROR_OFFSET => Some(u64_at(rest.first_chunk::<8>()?, 0)),
+            _ => None,
+        };
+        let fits = message.len() <= MAX_STRING_LENGTH;
+        fits.then_some(Self {
+            error: u32_at(fixed, 0),
+            message,
+            offset,
+        })
     }
 }
 

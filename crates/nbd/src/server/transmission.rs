@@ -128,12 +128,7 @@ impl Transmission {
     ///
     /// A reply that does not fit the request, such as data of another length than was asked for,
     /// becomes EIO: the client never sees what it could not understand.
-    pub fn reply(
-        &mut self,
-        reply_to: ReplyTo,
-        result: Result<Reply, Failure>,
-        out: &mut Vec<Bytes>,
-    ) {
+    pub fn reply(&self, reply_to: ReplyTo, result: Result<Reply, Failure>, out: &mut Vec<Bytes>) {
         encode_reply(
             self.rules.negotiated.structured_replies,
             reply_to,

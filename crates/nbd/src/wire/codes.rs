@@ -1,5 +1,5 @@
-//! The code numbers (proto.md, "Option types", "Option reply types", "Request types", "Structured reply types",
-//! "Error values").
+//! The code numbers (proto.md, "Option types", "Option reply types", "Request types", "Structured
+//! reply types", "Error values").
 
 use std::fmt;
 

@@ -74,7 +74,8 @@ bitflags! {
         const DONE = 1 << 0;
     }
 
-    /// The status of an extent in `base:allocation` (proto.md, "`base:allocation` metadata context").
+    /// The status of an extent in `base:allocation` (proto.md, "`base:allocation` metadata
+    /// context").
     #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
     pub struct ExtentFlags: u32 {
         /// Nothing is allocated there.

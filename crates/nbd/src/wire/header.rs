@@ -1,6 +1,7 @@
 //! The fixed-length headers: parsed from and built as arrays of their exact length.
 //!
-//! Magic numbers are checked by whoever parses, because a wrong one means something else to each of them.
+//! Magic numbers are checked by whoever parses, because a wrong one means something else to each of
+//! them.
 
 use super::{
     CHUNK_MAGIC, ChunkFlags, ChunkType, CommandType, OPTION_MAGIC, OPTION_REPLY_MAGIC, OptionCode,
@@ -74,7 +75,8 @@ impl OptionHeader {
     }
 }
 
-/// Begins a reply to an option; `length` bytes of data follow (proto.md, "Fixed newstyle negotiation").
+/// Begins a reply to an option; `length` bytes of data follow (proto.md, "Fixed newstyle
+/// negotiation").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OptionReplyHeader {
     /// The option this answers.
@@ -192,7 +194,8 @@ impl SimpleReplyHeader {
     }
 }
 
-/// Begins a chunk of a structured reply; `length` bytes of payload follow (proto.md, "Structured reply chunk message").
+/// Begins a chunk of a structured reply; `length` bytes of payload follow (proto.md, "Structured
+/// reply chunk message").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkHeader {
     /// Whether this is the last chunk; unknown flags are kept and ignored.

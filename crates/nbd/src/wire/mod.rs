@@ -1,4 +1,5 @@
-//! What the bytes on the wire mean: magic numbers, codes, flags, headers and limits (proto.md, "Values").
+//! What the bytes on the wire mean: magic numbers, codes, flags, headers and limits (proto.md,
+//! "Values").
 //!
 //! Codes are open: a number nobody has defined is kept as it is and shown as a number.
 
@@ -35,10 +36,11 @@ pub const MAX_STRING_LENGTH: usize = 4096;
 pub const DEFAULT_MAXIMUM_PAYLOAD: u32 = 1 << 25;
 /// The most extents in one chunk of block status (proto.md, `NBD_REPLY_TYPE_BLOCK_STATUS`).
 pub const MAX_EXTENTS: usize = 1 << 20;
-/// The largest export, in bytes: offsets beyond it do not fit into the signed 64 bits of most systems.
+/// The largest export, in bytes: offsets beyond it do not fit into the signed 64 bits of most
+/// systems.
 pub const MAX_EXPORT_SIZE: u64 = i64::MAX as u64;
-/// Reserved zeroes at the end of the reply to `NBD_OPT_EXPORT_NAME`, in bytes, unless both sides agreed on
-/// `NO_ZEROES`.
+/// Reserved zeroes at the end of the reply to `NBD_OPT_EXPORT_NAME`, in bytes, unless both sides
+/// agreed on `NO_ZEROES`.
 pub const RESERVED_ZEROES: usize = 124;
 /// The one metadata context of this implementation (proto.md, "The `base:` metadata namespace").
 pub const BASE_ALLOCATION: &str = "base:allocation";

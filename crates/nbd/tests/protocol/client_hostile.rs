@@ -103,10 +103,10 @@ fn chunks_that_do_not_answer_the_command() {
     for (cookie, chunk_type, payload) in cases {
         let stream = chunk(DONE, chunk_type, cookie, &payload);
         let error = error(true, &stream);
-        assert!(
-            matches!(error, TransmissionError::UnexpectedChunk { chunk, .. } if chunk.0 == chunk_type),
-            "{error}"
-        );
+        let TransmissionError::UnexpectedChunk { chunk, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(chunk, ChunkType(chunk_type));
     }
 }
 

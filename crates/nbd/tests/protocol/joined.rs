@@ -199,7 +199,11 @@ proptest! {
         order in any::<u64>(),
     ) {
         let options =
-            HandshakeOptions { export: name.clone(), structured_replies: structured, base_allocation };
+            HandshakeOptions {
+                export: name.clone(),
+                structured_replies: structured,
+                base_allocation,
+            };
         let export = Export {
             name,
             description: None,
