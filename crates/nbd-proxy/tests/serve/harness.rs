@@ -44,11 +44,16 @@ impl Server {
 
     /// Further members of configuration `"0"` and of `serve`; `FOLDER` in them is the server's.
     pub(crate) fn with(members: &str, serve: &str) -> Self {
+        Self::with_device("unix:FOLDER/0.sock", members, serve)
+    }
+
+    /// The same with another device in configuration `"0"`.
+    pub(crate) fn with_device(device: &str, members: &str, serve: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().display().to_string();
         let config = format!(
             r#"{{"configurations": {{
-                "0": {{"device": "unix:FOLDER/0.sock", "default": true, "state-hook": "FOLDER/hook", {members}}},
+                "0": {{"device": "{device}", "default": true, "state-hook": "FOLDER/hook", {members}}},
                 "lab 2": {{"device": "unix:FOLDER/lab.sock", "metadata": {{"b": 1, "a": 2}}}}
             }}, "serve": {{{serve}}}}}"#
         );

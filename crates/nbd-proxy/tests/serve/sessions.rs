@@ -315,3 +315,44 @@ async fn a_second_signal_does_not_wait_for_a_hook() {
     assert_eq!(status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("SIGTERM once more"), "{stderr}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_eject_names_who_uses_the_device_and_force_does_not_ask() {
+    if !std::path::Path::new("/dev/fuse").exists() {
+        eprintln!("skipped: this machine has no FUSE, and a socket device is never in use");
+        return;
+    }
+    let server = Arc::new(Server::with_device(
+        "fuse:FOLDER/disk.img",
+        "\"hold\": 60",
+        "",
+    ));
+    let mut page = Page::open(&server, &link(ID)).await;
+    page.announce("a.iso", &image(1)).await;
+    let page = page.serve(&image(1));
+    let user = blocking(&server, |server| {
+        server.wait_for_state("attached");
+        let user = std::fs::File::open(server.folder.path().join("disk.img")).unwrap();
+        let response = server.post("/api/v1/configurations/0/eject", "");
+        let answer = response.json();
+        assert_eq!(response.status, 409, "{answer}");
+        let who = format!("process {}", std::process::id());
+        assert!(
+            answer["users"][0].as_str().unwrap().contains(&who),
+            "{answer}"
+        );
+        assert!(answer["error"].as_str().unwrap().contains(&who), "{answer}");
+        let ran = server.run(&["eject", "0"]);
+        assert_eq!(ran.status.code(), Some(1));
+        assert!(ran.stderr.contains(&who), "{}", ran.stderr);
+        assert_eq!(server.session()["state"], "attached");
+        let ran = server.run(&["eject", "0", "--force"]);
+        assert!(ran.status.success(), "{ran:?}");
+        user
+    })
+    .await;
+    drop(user);
+    blocking(&server, Server::wait_until_free).await;
+    let ended = page.ended().await;
+    assert_eq!(ended.texts.last().unwrap()["reason"], "ejected");
+}
