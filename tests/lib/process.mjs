@@ -111,21 +111,12 @@ export class Background {
    */
   async says(pattern, seconds) {
     const found = () => pattern.exec(this.stdout) ?? pattern.exec(this.stderr);
-    const match = await waitFor(
-      `${this.name} says ${pattern}`,
-      () => found() ?? !this.running,
-      seconds,
-    ).catch((error) => {
-      throw new Error(`${error.message}\n${this.stderr}${this.stdout.slice(-4000)}`);
-    });
-    if (match === true) {
-      const late = found();
-      if (late) return late;
-      throw new Error(
-        `${this.name} ended without saying ${pattern}\n${this.stderr}${this.stdout.slice(-4000)}`,
-      );
-    }
-    return match;
+    const what = `${this.name} says ${pattern}`;
+    await waitFor(what, () => found() !== null || !this.running, seconds).catch(() => {});
+    const match = found();
+    if (match) return match;
+    const state = this.running ? "runs on" : "has ended";
+    throw new Error(`${what}: it did not and ${state}\n${this.stderr}${this.stdout.slice(-4000)}`);
   }
 
   /**
