@@ -135,10 +135,8 @@ impl Claim {
 
     fn read_record(&self) -> Result<Option<Subject>, ClaimError> {
         match fs::read(&self.record) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map(Some)
-                .map_err(io::Error::from)
-                .map_err(file_error(&self.record)),
+            // What another version wrote differently is no reason never to start again.
+            Ok(text) => Ok(Some(serde_json::from_slice(&text).unwrap_or_default())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(file_error(&self.record)(error)),
         }

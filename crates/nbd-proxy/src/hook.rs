@@ -45,7 +45,8 @@ impl fmt::Display for Action {
 
 /// What the hook is told of its device; kept in a file from `start` to `stop`, for whoever comes after a killed
 /// process.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Subject {
     /// `NBD_PROXY_DEVICE`: its path.
     pub(crate) device: String,

@@ -27,7 +27,7 @@ use tokio::{
 use super::{Completion, DeviceRequest, ReplySlot};
 
 /// How long a client may take to choose an export.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
 /// How many requests of one client are carried out at once.
 const MAX_REQUESTS: usize = 64;
 /// Bytes of requests and replies held for one client above which no more are taken from it. One request may exceed
@@ -87,15 +87,10 @@ pub(crate) fn export(name: &str, geometry: &Geometry) -> Export {
     ] {
         flags.set(flag, can);
     }
+    let description = geometry.description.as_deref().unwrap_or(&geometry.name);
     Export {
         name: name.into(),
-        description: Some(
-            geometry
-                .description
-                .clone()
-                .unwrap_or_else(|| geometry.name.clone()),
-        )
-        .filter(|text| !text.is_empty()),
+        description: (!description.is_empty()).then(|| description.into()),
         size: geometry.size,
         flags,
         block_sizes: Some(BlockSizes {

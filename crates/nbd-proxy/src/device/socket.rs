@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     fs, io,
     net::SocketAddr,
-    os::unix::fs::{FileTypeExt, MetadataExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -13,6 +16,7 @@ use std::{
 use nbd::Export;
 use rustix::{
     fs::{CWD, Mode, RenameFlags},
+    io::Errno,
     net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
 };
 use tokio::{
@@ -30,6 +34,8 @@ use crate::{paths, report};
 const MAX_CLIENTS: usize = 64;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
+/// The longest path of a Unix socket, in bytes (`unix(7)`: 108 with its NUL).
+const MAX_PATH: usize = 107;
 /// How long nothing is accepted after the system refused to (no file descriptors, for one).
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -177,24 +183,50 @@ fn make_way(path: &Path) -> Result<bool, DeviceError> {
         }
         Ok(_) => {}
     }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-        _ => {
-            let users = vec!["another process listens on it".into()];
-            return Err(DeviceError::InUse {
-                device: shown.to_string(),
-                users,
-            });
-        }
+    if is_listening(path).map_err(DeviceError::io(format!("connect to {shown}")))? {
+        return Err(DeviceError::InUse {
+            device: shown.to_string(),
+            users: vec!["another process listens on it".into()],
+        });
     }
     fs::remove_file(path).map_err(DeviceError::io(format!("remove the old socket {shown}")))?;
     Ok(true)
 }
 
+/// Whether a process listens on the socket at `path`.
+fn is_listening(path: &Path) -> io::Result<bool> {
+    // Without waiting for room in its queue.
+    let connected = rustix::net::connect(&unix_socket()?, &SocketAddrUnix::new(path)?);
+    Ok(connected != Err(Errno::CONNREFUSED))
+}
+
+fn unix_socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        flags,
+        None,
+    )?)
+}
+
 /// A listening socket whose file appears at `path` ready to be connected to, by its owner alone.
 fn listen_at(path: &Path) -> Result<(std::os::unix::net::UnixListener, SocketFile), DeviceError> {
     let failed = || DeviceError::io(format!("listen on unix:{}", path.display()));
-    let part = path.with_file_name(format!(".nbd-proxy.{}", std::process::id()));
+    let Some(name) = path.file_name() else {
+        return Err(DeviceError::Refused(format!(
+            "{} names no file",
+            path.display()
+        )));
+    };
+    let part = path.with_file_name(format!(".{}.{}", name.display(), std::process::id()));
+    if part.as_os_str().len() > MAX_PATH {
+        let most = MAX_PATH + path.as_os_str().len() - part.as_os_str().len();
+        return Err(DeviceError::Refused(format!(
+            "the path {} is too long for a socket; choose one of at most {most} bytes",
+            path.display()
+        )));
+    }
     let bound = bind_and_listen(&part).map_err(failed());
     let placed = bound.and_then(|listener| {
         let file = SocketFile::at(&part, path).map_err(failed())?;
@@ -210,8 +242,7 @@ fn listen_at(path: &Path) -> Result<(std::os::unix::net::UnixListener, SocketFil
 }
 
 fn bind_and_listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let socket = unix_socket()?;
     // On Linux the file gets the mode that the socket has, less the umask, so that it is never open to others.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;

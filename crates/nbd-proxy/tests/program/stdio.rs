@@ -373,6 +373,32 @@ fn a_socket_on_which_somebody_listens_is_refused_and_unharmed() {
 }
 
 #[test]
+fn a_path_that_no_socket_can_have_is_refused_with_the_length_that_it_may_have() {
+    let place = Place::new();
+    let path = place.path(&"x".repeat(120));
+    place.write_config(&format!(
+        r#"{{"configurations": {{"0": {{"device": "unix:{}"}}}}}}"#,
+        path.display()
+    ));
+    let (proxy, _page) = place.attach(&small_image(), Behaviour::Serves);
+    let (code, messages) = proxy.wait();
+    assert_eq!(code, 1);
+    assert!(messages.contains("too long for a socket"), "{messages}");
+}
+
+#[test]
+fn a_record_of_another_version_does_not_keep_it_from_starting() {
+    let place = Place::new();
+    place.write_hook("");
+    std::fs::create_dir(place.path("run")).unwrap();
+    std::fs::write(place.path("run/0.state"), "[later]").unwrap();
+    let (code, _, _) = place.run(&["0"]);
+    assert_eq!(code, 1, "for want of a page");
+    assert_eq!(place.calls(), ["stop|0||0|0||||recovered"]);
+    assert!(!place.exists("run/0.state"));
+}
+
+#[test]
 fn standard_input_and_output_may_be_one_non_blocking_socket() {
     let place = Place::new();
     let (ours, theirs) = UnixStream::pair().unwrap();
