@@ -59,7 +59,7 @@ fn errors_name_what_came_and_the_rule() {
         ),
         (
             RequestError::from(rule).to_string(),
-            "NBD_CMD_READ of 512 bytes at 1024 of an export of 1024 bytes",
+            "NBD_CMD_READ of 512 bytes at 1024 reaches beyond the 1024 bytes of the export",
         ),
         (
             client::TransmissionError::Overlap {
