@@ -51,9 +51,9 @@ pub(super) enum Job {
 /// What had been written when a request was sent.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
-    /// How many writing commands were sent.
-    pub(super) sent: u64,
-    /// Which of them were answered.
+    /// How many writing commands were sent, if all of them were answered.
+    pub(super) settled: Option<u64>,
+    /// Which writing commands were answered.
     pub(super) answered: Watermark,
 }
 

@@ -21,6 +21,8 @@ pub(super) struct ReplayLog {
     bytes: u64,
     limit: u64,
     lost: bool,
+    /// When a write last ended in a way that leaves open what the peer has.
+    unsure: Option<Watermark>,
     strikes: u8,
 }
 
@@ -32,7 +34,7 @@ pub(super) struct Entry {
 }
 
 /// All writes that were answered before a moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Watermark(u64);
 
 impl ReplayLog {
@@ -44,6 +46,7 @@ impl ReplayLog {
             bytes: 0,
             limit,
             lost: false,
+            unsure: None,
             strikes: 0,
         }
     }
@@ -97,6 +100,18 @@ impl ReplayLog {
             .map(|entry| Self::cost(&entry.command))
             .sum();
         self.strikes = 0;
+        self.unsure = self.unsure.filter(|since| *since >= covered);
+    }
+
+    /// A write failed: the peer may have some of it, or lose it again, until the next FLUSH.
+    pub(super) fn doubt(&mut self) {
+        self.unsure = Some(self.watermark());
+        self.next += 1;
+    }
+
+    /// Whether what the peer shows now is what it will show after a loss.
+    pub(super) fn is_settled(&self) -> bool {
+        self.entries.is_empty() && self.unsure.is_none()
     }
 
     /// The entry `id` cannot be written any more: the next FLUSH has to say so.
@@ -104,6 +119,7 @@ impl ReplayLog {
         if let Some(entry) = self.entries.remove(&id) {
             self.bytes -= Self::cost(&entry.command);
             self.lost = true;
+            self.doubt();
         }
     }
 
@@ -111,6 +127,7 @@ impl ReplayLog {
     pub(super) fn give_up(&mut self) {
         self.clear();
         self.lost = true;
+        self.doubt();
     }
 
     /// Whether writes were lost since this was last asked.
@@ -179,6 +196,18 @@ mod tests {
         assert!(!log.has_room(1));
         log.lose(0);
         assert!(log.has_room(ReplayLog::cost(&write(0))));
+    }
+
+    #[test]
+    fn a_failed_write_is_in_doubt_until_a_later_flush() {
+        let mut log = ReplayLog::new(1 << 20);
+        let before = log.watermark();
+        log.doubt();
+        assert!(!log.is_settled());
+        log.flushed(before);
+        assert!(!log.is_settled());
+        log.flushed(log.watermark());
+        assert!(log.is_settled());
     }
 
     #[test]

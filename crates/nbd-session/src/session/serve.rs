@@ -209,8 +209,9 @@ impl Session {
     }
 
     fn moment(&self) -> Moment {
+        let is_writing = self.requests.changing().next().is_some();
         Moment {
-            sent: self.writes,
+            settled: (!is_writing).then_some(self.writes),
             answered: self.log.watermark(),
         }
     }
@@ -249,7 +250,7 @@ impl Session {
             (Job::Compare(block), result) => return self.check(&block, result),
             (Job::Replay(_), Ok(_)) | (Job::Abandoned, _) => {}
             (Job::Replay(id), Err(_)) => self.log.lose(id),
-            (Job::Edge(range), Ok(Reply::Data(data))) if self.is_clean_since(0) => {
+            (Job::Edge(range), Ok(Reply::Data(data))) if self.writes == 0 => {
                 self.seen.record_edge(range.start, &data);
             }
             (Job::Edge(_), _) => {}
@@ -289,7 +290,7 @@ impl Session {
         let mut result = result.map_err(|failure| errno_of_device(failure.errno));
         match (&result, command) {
             (Ok(Reply::Data(data)), Command::Read { offset, .. })
-                if self.is_clean_since(moment.sent) =>
+                if self.is_settled_since(moment) =>
             {
                 self.seen.record(offset, data);
             }
@@ -302,15 +303,16 @@ impl Session {
             (Ok(_), command) if command.is_write() && self.has_flush() => {
                 self.log.push(flags, command);
             }
+            (Err(_), command) if command.is_write() && self.has_flush() => self.log.doubt(),
             _ => {}
         }
         self.complete(id, result);
     }
 
-    /// Whether what was just read will still be there after a loss: no write was sent since there were `sent`, and
-    /// none is unanswered or unflushed.
-    fn is_clean_since(&self, sent: u64) -> bool {
-        self.writes == sent && self.log.is_empty() && self.requests.changing().next().is_none()
+    /// Whether what was read since `moment` will still be there after a loss: no write was under way meanwhile, and
+    /// none is waiting for a FLUSH.
+    fn is_settled_since(&self, moment: Moment) -> bool {
+        moment.settled == Some(self.writes) && self.log.is_settled()
     }
 
     /// Finds what was not answered in time. The first time that is the link's fault; the second time a request fails,
@@ -349,9 +351,12 @@ impl Session {
         let Some(request) = self.requests.remove(number) else {
             return true;
         };
-        let kept = !request.command.is_write() && link.abandon(cookie);
+        let is_write = request.command.is_write();
+        if is_write && self.has_flush() {
+            self.log.doubt();
+        }
         self.complete(request.id, Err(Errno::EIO));
-        kept
+        !is_write && self.link.as_mut().is_some_and(|link| link.abandon(cookie))
     }
 }
 

@@ -1,13 +1,8 @@
-//! Those who serve images: a page, with one image and any number of connections, and what goes wrong with it.
-
-use std::collections::HashMap;
+//! The page: what it serves, and how it carries out requests.
 
 use bytes::Bytes;
-use nbd::server::{Handshake, HandshakeEvent, HandshakeLimits, Incoming, ReplyTo, Transmission};
 use nbd::wire::{CommandFlags, Errno, ExtentFlags, TransmissionFlags};
 use nbd::{BlockSizes, Command, Export, Extent, Failure, Payload, Reply};
-use nbd_session::control::PageMessage;
-use nbd_session::{ImageInfo, LinkId, LinkKind};
 
 use crate::random::Random;
 use crate::store::{FOREIGN, ORIGINAL, SECTOR, Store, ZEROES, stamp_of};
@@ -96,7 +91,7 @@ impl Page {
     }
 
     /// Carries out a request.
-    fn execute(
+    pub(crate) fn execute(
         &mut self,
         random: &mut Random,
         offer: Offer,
@@ -157,185 +152,5 @@ impl Page {
             }
         }
         Ok(Reply::Done)
-    }
-}
-
-/// One connection of a page.
-pub(crate) struct Connection {
-    pub(crate) link: LinkId,
-    pub(crate) kind: LinkKind,
-    pub(crate) offer: Offer,
-    /// The page does nothing for it any more.
-    pub(crate) dead: bool,
-    /// Nothing passes, in either direction, and nobody notices.
-    pub(crate) silent: bool,
-    /// The session has closed it, or knows that it is gone.
-    pub(crate) gone: bool,
-    /// When the last message to the page, or to the session, arrives: messages keep their order.
-    pub(crate) page_has_until: u64,
-    pub(crate) session_has_until: u64,
-    server: Server,
-    requests: HashMap<u64, (ReplyTo, CommandFlags, Command)>,
-    next_request: u64,
-    in_flight: u64,
-    structured: bool,
-}
-
-enum Server {
-    Handshake(Handshake),
-    Transmission(Transmission),
-    Ended,
-}
-
-impl Connection {
-    pub(crate) fn new(link: LinkId, kind: LinkKind, offer: Offer, page: &Page) -> Self {
-        let mut export = page.export.clone();
-        match offer {
-            Offer::OtherSize => export.size += 4096,
-            Offer::OtherName if kind == LinkKind::Plain => export.name = "other".into(),
-            Offer::OtherAbilities => export.flags.toggle(TransmissionFlags::READ_ONLY),
-            _ => {}
-        }
-        Self {
-            link,
-            kind,
-            offer,
-            dead: false,
-            silent: false,
-            gone: false,
-            page_has_until: 0,
-            session_has_until: 0,
-            server: Server::Handshake(Handshake::new(vec![export], HandshakeLimits::default())),
-            requests: HashMap::new(),
-            next_request: 0,
-            in_flight: 0,
-            structured: false,
-        }
-    }
-
-    /// The `image` message of a v=1 link, and the greeting.
-    pub(crate) fn open(&mut self, page: &Page) -> (Option<String>, Vec<Bytes>) {
-        let mut image = ImageInfo {
-            name: "x.iso".into(),
-            size: page.export.size,
-            modified: Some(1_700_000_000_000),
-        };
-        match self.offer {
-            Offer::OtherSize => image.size += 4096,
-            Offer::OtherName => image.name = "y.iso".into(),
-            Offer::Modified => image.modified = None,
-            Offer::Inconsistent => image.size += 1,
-            Offer::Right | Offer::OtherContent | Offer::OtherAbilities => {}
-        }
-        let text = (self.kind == LinkKind::V1).then(|| PageMessage::Image(image).encode());
-        (text, self.handshake_output())
-    }
-
-    /// Takes bytes from the session. Gives what is to be sent, and the requests that are to be carried out.
-    pub(crate) fn receive(&mut self, data: Bytes, max_in_flight: u64) -> (Vec<Bytes>, Vec<u64>) {
-        let mut output = Vec::new();
-        match &mut self.server {
-            Server::Handshake(handshake) => {
-                handshake
-                    .handle_input(data)
-                    .expect("the session keeps the rules of the handshake");
-                output = self.handshake_output();
-            }
-            Server::Transmission(transmission) => transmission.handle_input(data),
-            Server::Ended => {}
-        }
-        (output, self.take_requests(max_in_flight))
-    }
-
-    /// Carries out a request; gives the reply. A dead connection carries out nothing.
-    pub(crate) fn execute(
-        &mut self,
-        page: &mut Page,
-        random: &mut Random,
-        request: u64,
-    ) -> Vec<Bytes> {
-        let mut output = Vec::new();
-        let Server::Transmission(transmission) = &mut self.server else {
-            return output;
-        };
-        let Some((reply_to, flags, command)) = self.requests.remove(&request) else {
-            return output;
-        };
-        self.in_flight -= cost(&command, self.structured);
-        if std::env::var_os("SIM_SEED").is_some() {
-            eprintln!(
-                "   {:?} executes {flags:?} {:?} {}+{}",
-                self.link,
-                command.command_type(),
-                command.offset() / 512,
-                command.length() / 512
-            );
-        }
-        let result = page.execute(random, self.offer, flags, &command);
-        transmission.reply(reply_to, result, &mut output);
-        output
-    }
-
-    fn handshake_output(&mut self) -> Vec<Bytes> {
-        let Server::Handshake(handshake) = &mut self.server else {
-            return Vec::new();
-        };
-        let output = std::iter::from_fn(|| handshake.poll_output()).collect();
-        match handshake.poll_event() {
-            Some(HandshakeEvent::Transmission { transmission, .. }) => {
-                self.structured = transmission.negotiated().structured_replies;
-                self.server = Server::Transmission(transmission);
-            }
-            Some(HandshakeEvent::Aborted) => self.server = Server::Ended,
-            None => {}
-        }
-        output
-    }
-
-    fn take_requests(&mut self, max_in_flight: u64) -> Vec<u64> {
-        let mut taken = Vec::new();
-        let Server::Transmission(transmission) = &mut self.server else {
-            return taken;
-        };
-        while let Some(incoming) = transmission
-            .poll_request()
-            .expect("the session keeps the rules of transmission")
-        {
-            match incoming {
-                Incoming::Request {
-                    reply_to,
-                    flags,
-                    command,
-                } => {
-                    self.in_flight += cost(&command, self.structured);
-                    assert!(
-                        self.in_flight <= max_in_flight,
-                        "{} bytes are in flight",
-                        self.in_flight
-                    );
-                    self.requests
-                        .insert(self.next_request, (reply_to, flags, command));
-                    taken.push(self.next_request);
-                    self.next_request += 1;
-                }
-                Incoming::Refused { failure, .. } => {
-                    panic!("the session asked for what it may not: {failure}")
-                }
-                Incoming::Disconnect => {
-                    self.server = Server::Ended;
-                    break;
-                }
-            }
-        }
-        taken
-    }
-}
-
-/// What the reply to `command` and its data take on the way, in bytes.
-fn cost(command: &Command, structured: bool) -> u64 {
-    let header = if structured { 28 } else { 16 };
-    match command {
-        Command::Read { .. } | Command::Write { .. } => header + command.length(),
-        _ => header,
     }
 }

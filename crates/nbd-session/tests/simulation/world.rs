@@ -11,8 +11,9 @@ use nbd_session::{
     SessionEvent, Volume, close,
 };
 
+use crate::connection::Connection;
 use crate::machine::Machine;
-use crate::page::{Connection, Offer, Page};
+use crate::page::{Offer, Page};
 use crate::random::Random;
 use crate::statistics::Statistics;
 
@@ -34,6 +35,8 @@ enum Event {
     ToSession { connection: usize, message: Message },
     /// The page carries out a request.
     Execute { connection: usize, request: u64 },
+    /// The page answers a request that was carried out.
+    Reply { connection: usize, request: u64 },
     /// The page learns that its connection is gone.
     PageHears { connection: usize },
     /// The page connects, unless it is connected anyway.
@@ -220,6 +223,10 @@ impl World {
                 connection,
                 request,
             } => self.execute(connection, request),
+            Event::Reply {
+                connection,
+                request,
+            } => self.reply(connection, request),
             Event::PageHears { connection } => self.page_hears(connection),
             Event::Connect { offer, anyway } => {
                 if anyway || self.connections.last().is_none_or(|last| last.dead) {
@@ -289,12 +296,26 @@ impl World {
 
     fn execute(&mut self, connection: usize, request: u64) {
         let here = &mut self.connections[connection];
-        if here.dead {
-            return;
+        if !here.dead {
+            here.execute(&mut self.page, &mut self.random, request);
+            self.check_unflushed();
+            let delay = self.random.below(2 * self.latency + 2);
+            self.after(
+                delay,
+                Event::Reply {
+                    connection,
+                    request,
+                },
+            );
         }
-        let output = here.execute(&mut self.page, &mut self.random, request);
-        self.check_unflushed();
-        self.send_to_session(connection, output);
+    }
+
+    fn reply(&mut self, connection: usize, request: u64) {
+        let here = &mut self.connections[connection];
+        if !here.dead {
+            let output = here.reply(request);
+            self.send_to_session(connection, output);
+        }
     }
 
     /// What a session would have to replay is bounded.
@@ -428,7 +449,9 @@ impl World {
             }
             75..85 => self.misbehave(connection),
             85..86 => self.to_session(connection, Message::Closed(Closing::Clean)),
-            86..87 => self.to_session(connection, Message::Text(PageMessage::Bye.encode())),
+            86..87 if self.connections[connection].kind == LinkKind::V1 => {
+                self.to_session(connection, Message::Text(PageMessage::Bye.encode()))
+            }
             87..88 => self.volume.drain(self.instant(), EndReason::Ejected),
             88..89 => self.volume.end(self.instant(), EndReason::Ejected),
             _ => {}
@@ -468,6 +491,7 @@ impl World {
             1 => Message::Text("{".into()),
             _ => Message::Text(r#"{"type":"image","name":"again","size":1}"#.into()),
         };
+        self.connections[connection].misbehaved = true;
         self.to_session(connection, nonsense);
     }
 
@@ -521,11 +545,15 @@ impl World {
             close::SUPERSEDED => "link closed: 4412",
             _ => panic!("closed with {code}: {reason}"),
         });
-        let right = self.connections[connection].offer == Offer::Right;
-        assert!(
-            code != close::OTHER_IMAGE || !right || self.may_fail(),
-            "the right image was refused: {reason}"
-        );
+        let here = &self.connections[connection];
+        let has_cause = match code {
+            close::PROTOCOL_ERROR => here.misbehaved,
+            close::BAD_IMAGE => here.offer != Offer::Right,
+            close::OTHER_IMAGE => here.offer != Offer::Right || self.page.errors > 0,
+            close::TIMEOUT => here.silent || self.may_fail() || self.volume.is_ended(),
+            _ => true,
+        };
+        assert!(has_cause, "closed without a cause: {code} {reason}");
         let delay = self.random.below(self.latency + SECOND);
         self.after(delay, Event::PageHears { connection });
     }
