@@ -14,7 +14,7 @@ use crate::{cli::ShareArgs, report, serve, signals::Signals, units};
 use address::Address;
 use exchange::{Exchange, Finished};
 use image::Image;
-use progress::Progress;
+use progress::{Progress, Sum};
 
 /// Serves an image until the session ends.
 pub(crate) async fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
@@ -30,16 +30,17 @@ pub(crate) async fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
     let finished = Exchange::new(connected, image, &mut progress)
         .run(&mut signals)
         .await;
-    Ok(conclude(&finished, progress))
+    let sum = progress.sum();
+    drop(progress);
+    Ok(conclude(&finished, sum))
 }
 
-fn conclude(finished: &Finished, progress: Progress) -> ExitCode {
-    let sum = progress.close();
+fn conclude(finished: &Finished, sum: Sum) -> ExitCode {
+    let Sum { bytes, requests } = sum;
     let message = format!(
-        "{}; {} were read in {} requests",
+        "{}; {} were read in {requests} requests",
         finished.sentence,
-        units::bytes(sum.bytes),
-        sum.requests
+        units::bytes(bytes)
     );
     if finished.in_order {
         report::information(message);

@@ -130,7 +130,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                     self.end = Some(End {
                         code: code.into(),
                         reason: reason.to_owned(),
-                    })
+                    });
                 }
                 None => return Poll::Ready(Ok(Step::Received(message))),
             }

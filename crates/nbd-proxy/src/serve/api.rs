@@ -3,11 +3,7 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use hyper::{
-    Method, Response, StatusCode,
-    body::Incoming,
-    header::{self, HeaderValue},
-};
+use hyper::{Method, Response, StatusCode, body::Incoming, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -157,8 +153,7 @@ pub(super) async fn log_in(server: &Server, body: Incoming) -> Response<Body> {
             response.headers_mut().insert(header::SET_COOKIE, cookie);
             response
         }
-        None => http::error(
-            StatusCode::UNAUTHORIZED,
+        None => http::unauthorized(
             "this token is not valid (any more); open the address that the server printed when it started",
         ),
     }
@@ -191,25 +186,13 @@ pub(super) async fn answer(
             None => no_configuration(server, name),
         },
         (&Method::GET, ["events"]) => events::stream(server),
-        (_, ["configurations"] | ["configurations", _] | ["events"]) => wrong_method("GET"),
-        (_, ["configurations", _, "eject"]) => wrong_method("POST"),
+        (_, ["configurations"] | ["configurations", _] | ["events"]) => http::wrong_method("GET"),
+        (_, ["configurations", _, "eject"]) => http::wrong_method("POST"),
         _ => http::error(
             StatusCode::NOT_FOUND,
             "the API has nothing at this path; see docs/protocol.md",
         ),
     }
-}
-
-/// The path is right, the method is not.
-pub(super) fn wrong_method(allowed: &'static str) -> Response<Body> {
-    let mut response = http::error(
-        StatusCode::METHOD_NOT_ALLOWED,
-        format!("this path takes {allowed} only"),
-    );
-    response
-        .headers_mut()
-        .insert(header::ALLOW, HeaderValue::from_static(allowed));
-    response
 }
 
 fn no_configuration(server: &Server, name: &str) -> Response<Body> {

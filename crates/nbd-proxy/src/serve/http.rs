@@ -94,6 +94,28 @@ pub(super) fn error(status: StatusCode, sentence: impl Into<String>) -> Response
     )
 }
 
+/// The path is right, the method is not.
+pub(super) fn wrong_method(allowed: &'static str) -> Response<Body> {
+    let mut response = error(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!("this path takes {allowed} only"),
+    );
+    response
+        .headers_mut()
+        .insert(header::ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+/// Nobody that we know.
+pub(super) fn unauthorized(sentence: &str) -> Response<Body> {
+    let mut response = error(StatusCode::UNAUTHORIZED, sentence);
+    let challenge = HeaderValue::from_static("Bearer");
+    response
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, challenge);
+    response
+}
+
 /// Names the type of an answer's body.
 pub(super) fn typed(content_type: &'static str, mut response: Response<Body>) -> Response<Body> {
     response

@@ -27,6 +27,8 @@ use crate::{
 
 /// RFC 6455, section 1.3.
 const ACCEPT_GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+/// Of WebSocket; there is no other (RFC 6455, section 4.1).
+const VERSION: &str = "13";
 /// Bytes of a WebSocket key (RFC 6455, section 4.1).
 const KEY_LENGTH: usize = 16;
 /// Lengths of a session's ID: at least 128 bits in any encoding that fits an address.
@@ -62,7 +64,7 @@ pub(super) fn upgrade(
 ) -> Response<Body> {
     let accept = match accept_key(&request) {
         Ok(accept) => accept,
-        Err(refusal) => return refusal,
+        Err(bad) => return bad.response(),
     };
     let connection = hyper::upgrade::on(&mut request);
     let response = switch_protocols(&accept, request.headers());
@@ -78,48 +80,56 @@ pub(super) fn upgrade(
     response
 }
 
-/// The value of `Sec-WebSocket-Accept`, or why there is no handshake (RFC 6455, section 4.2).
-fn accept_key<B>(request: &Request<B>) -> Result<String, Response<Body>> {
+/// A handshake that is none (RFC 6455, section 4.2).
+#[derive(Debug)]
+enum BadHandshake {
+    Method,
+    Version,
+    Key,
+}
+
+impl BadHandshake {
+    fn response(&self) -> Response<Body> {
+        let bad = |sentence| http::error(StatusCode::BAD_REQUEST, sentence);
+        match self {
+            Self::Method => bad("a WebSocket is opened with GET"),
+            Self::Key => bad("the Sec-WebSocket-Key is not 16 bytes in base64"),
+            Self::Version => {
+                let sentence = "only version 13 of WebSocket is spoken here";
+                let mut response = http::error(StatusCode::UPGRADE_REQUIRED, sentence);
+                let version = HeaderValue::from_static(VERSION);
+                response
+                    .headers_mut()
+                    .insert(header::SEC_WEBSOCKET_VERSION, version);
+                response
+            }
+        }
+    }
+}
+
+/// The value of `Sec-WebSocket-Accept`.
+fn accept_key<B>(request: &Request<B>) -> Result<String, BadHandshake> {
+    let header = |name| {
+        request
+            .headers()
+            .get(name)
+            .map(HeaderValue::as_bytes)
+            .unwrap_or_default()
+    };
     if request.method() != Method::GET {
-        return Err(http::error(
-            StatusCode::BAD_REQUEST,
-            "a WebSocket is opened with GET",
-        ));
+        return Err(BadHandshake::Method);
     }
-    if request
-        .headers()
-        .get(header::SEC_WEBSOCKET_VERSION)
-        .is_none_or(|version| version != "13")
-    {
-        let mut response = http::error(
-            StatusCode::UPGRADE_REQUIRED,
-            "only version 13 of WebSocket is spoken here",
-        );
-        response.headers_mut().insert(
-            header::SEC_WEBSOCKET_VERSION,
-            HeaderValue::from_static("13"),
-        );
-        return Err(response);
+    if header(header::SEC_WEBSOCKET_VERSION) != VERSION.as_bytes() {
+        return Err(BadHandshake::Version);
     }
-    let key = request
-        .headers()
-        .get(header::SEC_WEBSOCKET_KEY)
-        .map(HeaderValue::as_bytes)
-        .unwrap_or_default();
-    if STANDARD
-        .decode(key)
-        .is_ok_and(|bytes| bytes.len() == KEY_LENGTH)
-    {
-        let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
-        hash.update(key);
-        hash.update(ACCEPT_GUID);
-        Ok(STANDARD.encode(hash.finish()))
-    } else {
-        Err(http::error(
-            StatusCode::BAD_REQUEST,
-            "the Sec-WebSocket-Key is not 16 bytes in base64",
-        ))
+    let key = header(header::SEC_WEBSOCKET_KEY);
+    if STANDARD.decode(key).map_or(0, |bytes| bytes.len()) != KEY_LENGTH {
+        return Err(BadHandshake::Key);
     }
+    let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    hash.update(key);
+    hash.update(ACCEPT_GUID);
+    Ok(STANDARD.encode(hash.finish()))
 }
 
 fn switch_protocols(accept: &str, request: &HeaderMap) -> Response<Body> {

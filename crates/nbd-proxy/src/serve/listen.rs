@@ -93,7 +93,10 @@ pub(super) async fn take_all(server: Arc<Server>, door: impl Door) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut stopping = server.stopping.clone();
     let next = async || {
-        let place = Arc::clone(&places).acquire_owned().await.map_err(io::Error::other)?;
+        let place = Arc::clone(&places)
+            .acquire_owned()
+            .await
+            .map_err(io::Error::other)?;
         door.open()
             .await
             .map(|(stream, peer)| (stream, peer, place))
@@ -105,13 +108,8 @@ pub(super) async fn take_all(server: Arc<Server>, door: impl Door) {
         };
         match opened {
             Ok((stream, peer, place)) => {
-                let (server, client) = (
-                    Arc::clone(&server),
-                    Arc::new(Client {
-                        peer,
-                        _place: place,
-                    }),
-                );
+                let server = Arc::clone(&server);
+                let client = Arc::new(Client::new(peer, place));
                 tokio::spawn(http::connection(stream, move |request| {
                     router::answer(Arc::clone(&server), Arc::clone(&client), request)
                 }));

@@ -80,6 +80,15 @@ struct Client {
     _place: OwnedSemaphorePermit,
 }
 
+impl Client {
+    fn new(peer: Peer, place: OwnedSemaphorePermit) -> Self {
+        Self {
+            peer,
+            _place: place,
+        }
+    }
+}
+
 /// Where a connection comes from.
 #[derive(Debug)]
 enum Peer {

@@ -2,6 +2,9 @@
 
 use std::fmt::Display;
 
+use nbd_session::ImageInfo;
+
+use super::registry::Occupant;
 use crate::{attachment::Status, claim::ClaimError, device::DeviceError};
 
 /// Why a link is refused. A browser tells its page nothing of an HTTP status, so the WebSocket is opened, and closed
@@ -41,18 +44,14 @@ impl Refusal {
     }
 
     /// Somebody else's session is attached.
-    pub(super) fn in_use(status: &Status) -> Self {
-        let image = status
-            .image
-            .as_ref()
+    pub(super) fn in_use(occupant: &Occupant, image: Option<&ImageInfo>) -> Self {
+        let Occupant { user, from, .. } = occupant;
+        let image = image
             .map(|image| format!(" with {}", image.name))
             .unwrap_or_default();
         Self::new(
             4409,
-            format!(
-                "in use by {} from {}{image}; eject that first",
-                status.user, status.from
-            ),
+            format!("in use by {user} from {from}{image}; eject that first"),
         )
     }
 

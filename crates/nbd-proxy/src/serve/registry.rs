@@ -1,7 +1,7 @@
 //! The configurations of a running server: a slot each, with at most one session in it.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -39,12 +39,12 @@ pub(super) struct Registry {
 
 impl Registry {
     /// A slot for each configuration. R is `runtime_dir`.
-    pub(super) fn new(config: &Arc<Config>, runtime_dir: &PathBuf) -> Self {
+    pub(super) fn new(config: &Arc<Config>, runtime_dir: &Path) -> Self {
         let (sender, version) = watch::channel(0);
         let sender = Arc::new(sender);
         let slots = (0..config.configurations.len())
             .map(|index| {
-                let slot = Arc::new(Slot::new(Arc::clone(config), index, runtime_dir.clone()));
+                let slot = Arc::new(Slot::new(Arc::clone(config), index, runtime_dir.to_owned()));
                 tokio::spawn(publish(Arc::clone(&slot), Arc::clone(&sender)));
                 slot
             })
@@ -94,16 +94,16 @@ impl Registry {
     /// Ends all sessions in order, and waits until their devices are detached; no session begins any more.
     pub(super) async fn end_all(&self) {
         self.closed.store(true, Ordering::Release);
-        let attachments: Vec<_> = self
-            .slots
-            .iter()
-            .filter_map(|slot| slot.attachment())
-            .collect();
-        for attachment in &attachments {
+        for attachment in self.slots.iter().filter_map(|slot| slot.attachment()) {
             attachment.end(EndReason::Shutdown);
         }
-        for attachment in &attachments {
-            attachment.detached().await;
+        for slot in &self.slots {
+            // A session that was about to begin when we closed has begun once the gate is free.
+            let _gate = slot.gate.lock().await;
+            if let Some(attachment) = slot.attachment() {
+                attachment.end(EndReason::Shutdown);
+                attachment.detached().await;
+            }
         }
     }
 
@@ -133,9 +133,14 @@ struct Occupancy {
     past: Totals,
 }
 
+/// The session in a slot. Its status names user and peer as well, but only once its task has seen its first link.
 #[derive(Clone)]
-struct Occupant {
+pub(super) struct Occupant {
     attachment: Attachment,
+    /// Who began it.
+    pub(super) user: String,
+    /// From where its newest link comes.
+    pub(super) from: String,
     /// The ID that its newest link carried; None for a plain one.
     session: Option<String>,
 }
@@ -268,16 +273,17 @@ impl Slot {
         let same_session = session.is_some() && session == occupant.session;
         match status.phase {
             Phase::Draining | Phase::Ended => return Err(Refusal::draining(&status)),
-            _ if status.user != link.user => return Err(Refusal::in_use(&status)),
-            Phase::Attaching | Phase::Attached if !same_session => {
-                return Err(Refusal::in_use(&status));
+            Phase::Held { .. } if occupant.user == link.user => {}
+            Phase::Attaching | Phase::Attached if same_session && occupant.user == link.user => {}
+            Phase::Attaching | Phase::Attached | Phase::Held { .. } => {
+                return Err(Refusal::in_use(occupant, status.image.as_ref()));
             }
-            Phase::Attaching | Phase::Attached | Phase::Held { .. } => {}
         }
+        let from = link.peer.clone();
         occupant.attachment.link(link);
         self.occupancy.send_modify(|occupancy| {
             if let Some(occupant) = &mut occupancy.occupant {
-                occupant.session = session;
+                (occupant.session, occupant.from) = (session, from);
             }
         });
         Ok(())
@@ -292,11 +298,13 @@ impl Slot {
             None => auth::random_hex::<16>().map_err(|error| Refusal::failed(&error))?,
         };
         let attachment = Attachment::start(settings, claim, id);
-        attachment.link(link);
         let occupant = Occupant {
             attachment: attachment.clone(),
+            user: link.user.clone(),
+            from: link.peer.clone(),
             session,
         };
+        attachment.link(link);
         self.occupancy
             .send_modify(|occupancy| occupancy.occupant = Some(occupant));
         tokio::spawn(Arc::clone(self).clear_after(attachment));
@@ -356,7 +364,7 @@ async fn next_status(statuses: &mut Option<watch::Receiver<Status>>) {
         }
         *statuses = None;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 fn same_but_counters(one: &ConfigurationView, other: &ConfigurationView) -> bool {

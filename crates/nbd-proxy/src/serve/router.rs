@@ -2,11 +2,7 @@
 
 use std::sync::Arc;
 
-use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri,
-    body::Incoming,
-    header::{self, HeaderValue},
-};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, body::Incoming};
 
 use super::{
     Client, Peer, Server, api, assets,
@@ -14,6 +10,10 @@ use super::{
     http::{self, Body},
     links, path,
 };
+
+/// To whom we don't know.
+const UNKNOWN: &str = "not allowed: open the address that the server printed when it started, or send its token as \
+                       Authorization: Bearer";
 
 /// Answers one request.
 pub(super) async fn answer(
@@ -63,12 +63,12 @@ async fn dispatch(
         ("healthz", "", "") => only_get(&method, || http::text(StatusCode::OK, "ok\n")),
         ("api", "v1", "login") if segments.len() == 3 => match method {
             Method::POST => api::log_in(server, body).await,
-            _ => api::wrong_method("POST"),
+            _ => http::wrong_method("POST"),
         },
         ("api", ..) | ("metrics", "", "")
             if server.identify(client, &request.headers).is_none() =>
         {
-            unauthorized()
+            http::unauthorized(UNKNOWN)
         }
         ("api", "v1", _) => api::answer(server, &method, &segments[2..], body).await,
         ("metrics", "", "") => only_get(&method, || server.metrics.render(&server.registry)),
@@ -82,17 +82,6 @@ async fn dispatch(
 fn only_get(method: &Method, answer: impl FnOnce() -> Response<Body>) -> Response<Body> {
     match *method {
         Method::GET => answer(),
-        _ => api::wrong_method("GET"),
+        _ => http::wrong_method("GET"),
     }
-}
-
-fn unauthorized() -> Response<Body> {
-    let mut response = http::error(
-        StatusCode::UNAUTHORIZED,
-        "not allowed: open the address that the server printed when it started, or send its token as Authorization: Bearer",
-    );
-    response
-        .headers_mut()
-        .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-    response
 }

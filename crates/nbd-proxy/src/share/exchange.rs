@@ -196,7 +196,7 @@ impl<'a> Exchange<'a> {
             let data: Bytes = message.into_payload().into();
             match &mut self.stage {
                 Stage::Handshake(handshake) => {
-                    handshake.handle_input(data).map_err(Farewell::violation)?
+                    handshake.handle_input(data).map_err(Farewell::violation)?;
                 }
                 Stage::Transmission(transmission) => transmission.handle_input(data),
             }
@@ -218,7 +218,7 @@ impl<'a> Exchange<'a> {
                     return Ok(());
                 }
                 Some(HandshakeEvent::Transmission { transmission, .. }) => {
-                    self.stage = Stage::Transmission(transmission)
+                    self.stage = Stage::Transmission(transmission);
                 }
             }
         }
@@ -235,11 +235,7 @@ impl<'a> Exchange<'a> {
                     reply_to, command, ..
                 } => self.waiting.push_back((reply_to, command)),
                 Incoming::Refused { reply_to, failure } => {
-                    let mut output = Vec::new();
-                    transmission.reply(reply_to, Err(failure), &mut output);
-                    output
-                        .into_iter()
-                        .for_each(|part| self.socket.push(Message::binary(part)));
+                    reply(transmission, &mut self.socket, reply_to, Err(failure));
                 }
                 Incoming::Disconnect => self.leave_at = Some(Instant::now() + GOODBYE),
             }
@@ -298,11 +294,7 @@ impl<'a> Exchange<'a> {
             Err(_) => {}
         }
         if let Stage::Transmission(transmission) = &mut self.stage {
-            let mut output = Vec::new();
-            transmission.reply(reply_to, result, &mut output);
-            output
-                .into_iter()
-                .for_each(|part| self.socket.push(Message::binary(part)));
+            reply(transmission, &mut self.socket, reply_to, result);
         }
     }
 
@@ -324,5 +316,18 @@ impl<'a> Exchange<'a> {
             _ => end.reason,
         };
         Finished { in_order, sentence }
+    }
+}
+
+fn reply(
+    transmission: &mut Transmission,
+    socket: &mut Connection,
+    reply_to: ReplyTo,
+    result: Result<Reply, Failure>,
+) {
+    let mut output = Vec::new();
+    transmission.reply(reply_to, result, &mut output);
+    for part in output {
+        socket.push(Message::binary(part));
     }
 }

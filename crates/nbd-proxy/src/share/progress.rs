@@ -114,11 +114,17 @@ impl Progress {
         }
     }
 
-    /// Takes the line away, and says what was served.
-    pub(super) fn close(self) -> Sum {
-        if let Some(line) = self.line {
+    /// What was served so far.
+    pub(super) fn sum(&self) -> Sum {
+        self.sum
+    }
+}
+
+/// Takes the line away, however it ends.
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(line) = &self.line {
             line.finish_and_clear();
         }
-        self.sum
     }
 }
