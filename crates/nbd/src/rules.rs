@@ -40,7 +40,9 @@ pub enum BrokenRule {
         maximum: u32,
     },
     /// The range is not inside the export.
-    #[error("{command} of {length} bytes at {offset} reaches beyond the {size} bytes of the export")]
+    #[error(
+        "{command} of {length} bytes at {offset} reaches beyond the {size} bytes of the export"
+    )]
     OutOfRange {
         /// What was asked.
         command: CommandType,
