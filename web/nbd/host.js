@@ -5,7 +5,7 @@
  * @module
  */
 
-import { Engine } from "./engine.js";
+import { Engine, IDLE } from "./engine.js";
 import { answerRead } from "./remote.js";
 
 /** @typedef {import("./engine.js").State} State */
@@ -61,8 +61,8 @@ class WorkerRun {
   /** @type {Worker | null} */
   #worker = null;
   #ready = false;
-  /** @type {State | null} the last one */
-  #state = null;
+  /** @type {State} the last one */
+  #state;
   /** @type {{stop: () => void} | null} what runs here instead, where the Worker did not start */
   #instead = null;
   #stopped = false;
@@ -74,6 +74,7 @@ class WorkerRun {
   constructor(job, emit) {
     this.#job = job;
     this.#emit = emit;
+    this.#state = { ...IDLE, phase: "connecting", image: job.source.info };
     try {
       // Written so that bundlers see it. The address is of the same origin, as policies demand.
       this.#worker = new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
@@ -131,7 +132,7 @@ class WorkerRun {
       if (this.#stopped) {
         this.#instead.stop();
       }
-    } else if (this.#state !== null && this.#state.phase !== "ended") {
+    } else if (this.#state.phase !== "ended") {
       const reason = `nbd.js failed: ${event.message}`;
       this.#pass({
         ...this.#state,

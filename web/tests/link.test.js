@@ -16,6 +16,7 @@ const ENTER = bytes(CLIENT_FLAGS, option(Option.GO, goData("")));
 beforeEach(() => {
   FakeWebSocket.made.length = 0;
   mock.timers.reset();
+  mock.timers.enable({ apis: ["setInterval", "setTimeout"] });
 });
 
 /** @param {{messages?: boolean, size?: number}} [choices] */
@@ -111,7 +112,6 @@ test("stop says bye on a version 1 link, closes with 1000 and ends without an er
 });
 
 test("stop ends even when the server does not answer", async () => {
-  mock.timers.enable({ apis: ["setTimeout"] });
   const { engine, last } = await serving();
   engine.stop();
   assert.equal(last().phase, "serving");
@@ -127,7 +127,6 @@ test("stop before the link has opened is no error", async () => {
 });
 
 test("fifteen seconds of silence end a version 1 link; any byte or beat begins them anew", async () => {
-  mock.timers.enable({ apis: ["setInterval", "setTimeout"] });
   const { socket, last } = await serving({ messages: true });
   mock.timers.tick(14_000);
   socket.deliverText({ type: "beat" });
@@ -141,14 +140,12 @@ test("fifteen seconds of silence end a version 1 link; any byte or beat begins t
 });
 
 test("a plain link may be silent for as long as it likes", async () => {
-  mock.timers.enable({ apis: ["setInterval", "setTimeout"] });
   const { last } = await serving();
   mock.timers.tick(3_600_000);
   assert.equal(last().phase, "serving");
 });
 
 test("a server that never answers is unreachable", async () => {
-  mock.timers.enable({ apis: ["setInterval", "setTimeout"] });
   const { last } = await connect({ messages: true });
   mock.timers.tick(15_000);
   assert.equal(last().error?.code, "unreachable");
@@ -231,7 +228,6 @@ test("DISC closes a plain link at once", async () => {
 });
 
 test("DISC on a version 1 link leaves the server time to say why", async () => {
-  mock.timers.enable({ apis: ["setTimeout"] });
   const { socket, last } = await serving({ messages: true });
   socket.deliver(request({ type: Command.DISC }));
   socket.deliverText({ type: "end", reason: "ejected", message: "Gone." });
@@ -242,7 +238,6 @@ test("DISC on a version 1 link leaves the server time to say why", async () => {
 });
 
 test("reads wait while the WebSocket is full", async () => {
-  mock.timers.enable({ apis: ["setTimeout"] });
   const { socket } = await serving();
   socket.bufferedAmount = 2 ** 30;
   socket.deliver(request({ type: Command.READ, length: 512 }));
@@ -255,7 +250,6 @@ test("reads wait while the WebSocket is full", async () => {
 });
 
 test("counts are told at most four times a second", async () => {
-  mock.timers.enable({ apis: ["setTimeout"] });
   const { socket, states, last } = await serving();
   const before = states.length;
   for (let count = 0; count < 100; count++) {
