@@ -181,14 +181,16 @@ pub(super) struct Slot {
 
 impl Slot {
     fn new(config: Arc<Config>, index: usize, runtime_dir: PathBuf) -> Self {
-        Self {
+        let slot = Self {
             config,
             index,
             runtime_dir,
             gate: tokio::sync::Mutex::default(),
             occupancy: watch::Sender::default(),
             told: watch::Sender::default(),
-        }
+        };
+        slot.told.send_replace(json(&slot.view()));
+        slot
     }
 
     /// What the file says.
@@ -330,7 +332,6 @@ async fn publish(slot: Arc<Slot>, version: Arc<watch::Sender<u64>>) {
     let mut occupancies = slot.occupancy.subscribe();
     let mut statuses = None;
     let mut view = slot.view();
-    slot.told.send_replace(json(&view));
     let mut due = Instant::now();
     let mut waiting = false;
     loop {

@@ -1,11 +1,15 @@
 //! Who gets a link, and what the others are told.
 
+use std::io::Read as _;
+
 use crate::{
     harness::Server,
     page::{ID, OTHER_ID, Page, link, until},
 };
 
 const IMAGE: &[u8] = &[7; 5000];
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+const VERSION: &str = "Sec-WebSocket-Version: 13";
 
 fn bearer(token: &str) -> String {
     format!("Bearer {token}")
@@ -15,21 +19,16 @@ async fn refusal(server: &Server, path: &str, headers: &[(&'static str, &str)]) 
     Page::open_with(server, path, headers).await.closed().await
 }
 
-fn upgrade(server: &Server, more: &[&str]) -> u16 {
+/// The status of a hand-made handshake.
+fn upgrade(server: &Server, key: &str, more: &[&str]) -> u16 {
+    let key = format!("Sec-WebSocket-Key: {key}");
     let headers = [
-        &[
-            "Connection: Upgrade",
-            "Upgrade: websocket",
-            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        ],
+        &["Connection: Upgrade", "Upgrade: websocket", key.as_str()],
         more,
     ];
     let mut answer = [0; 12];
-    std::io::Read::read_exact(
-        &mut server.send("GET", "/nbd/0", &headers.concat(), ""),
-        &mut answer,
-    )
-    .unwrap();
+    let mut connection = server.send("GET", "/nbd/0", &headers.concat(), "");
+    connection.read_exact(&mut answer).unwrap();
     String::from_utf8_lossy(&answer[9..]).parse().unwrap()
 }
 
@@ -81,10 +80,10 @@ async fn the_cookie_attaches() {
         .split(';')
         .next()
         .unwrap();
-    let page = Page::open_with(&server, &link(ID), &[("cookie", cookie)]).await;
-    drop(page);
-    let (code, _) = refusal(&server, "/nbd/7", &[("cookie", cookie)]).await;
-    assert_eq!(code, 4404);
+    let page = Page::open_with(&server, "/nbd/0", &[("cookie", cookie)]).await;
+    let page = page.serve(IMAGE);
+    until("the device", || server.session()["state"] == "attached").await;
+    page.close().await;
 }
 
 #[tokio::test]
@@ -117,39 +116,19 @@ async fn a_malformed_session_is_closed_with_1008() {
 fn a_foreign_origin_or_host_gets_403_before_the_upgrade() {
     let server = Server::start();
     let authorization = format!("Authorization: Bearer {}", server.token);
-    let version = "Sec-WebSocket-Version: 13";
-    assert_eq!(
-        upgrade(
-            &server,
-            &[version, &authorization, "Origin: http://evil.example"]
-        ),
-        403
-    );
-    assert_eq!(
-        upgrade(&server, &[version, &authorization, "Host: evil.example"]),
-        403
-    );
-    assert_eq!(
-        upgrade(
-            &server,
-            &[version, &authorization, "Origin: http://127.0.0.1"]
-        ),
-        101
-    );
+    let status = |header| upgrade(&server, KEY, &[VERSION, &authorization, header]);
+    assert_eq!(status("Origin: http://evil.example"), 403);
+    assert_eq!(status("Host: evil.example"), 403);
+    assert_eq!(status("Origin: http://127.0.0.1"), 101);
 }
 
 #[test]
 fn a_malformed_handshake_is_answered_as_the_rfc_says() {
     let server = Server::start();
-    assert_eq!(upgrade(&server, &["Sec-WebSocket-Version: 8"]), 426);
-    assert_eq!(upgrade(&server, &[]), 426);
-    assert_eq!(
-        upgrade(
-            &server,
-            &["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: x"]
-        ),
-        101
-    );
+    assert_eq!(upgrade(&server, KEY, &["Sec-WebSocket-Version: 8"]), 426);
+    assert_eq!(upgrade(&server, KEY, &[]), 426);
+    assert_eq!(upgrade(&server, "short", &[VERSION]), 400);
+    assert_eq!(upgrade(&server, KEY, &[VERSION]), 101);
 }
 
 #[tokio::test]

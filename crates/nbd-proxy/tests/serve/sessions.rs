@@ -164,8 +164,7 @@ fn an_empty_configuration_is_as_good_as_ejected_and_an_unknown_one_is_not() {
 async fn while_the_stop_hook_runs_the_configuration_is_draining() {
     let server = Arc::new(Server::start());
     server.write_hook("[ $1 = start ] || while [ ! -e go ]; do sleep 0.02; done");
-    let page = Page::open(&server, &link(ID)).await;
-    let mut page = page;
+    let mut page = Page::open(&server, &link(ID)).await;
     page.announce("a.iso", &image(1)).await;
     let page = page.serve(&image(1));
     blocking(&server, |server| server.wait_for_state("attached")).await;
