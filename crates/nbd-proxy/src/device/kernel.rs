@@ -119,6 +119,10 @@ pub(crate) async fn attach(
 ) -> Result<KernelDevice, DeviceError> {
     let (ours, theirs) =
         std::os::unix::net::UnixStream::pair().map_err(DeviceError::io("create a socket pair"))?;
+    // Dropped after `serving`: a device that can't be attached must not be told to have failed, since `auto` goes on.
+    let _open = theirs
+        .try_clone()
+        .map_err(DeviceError::io("keep a socket pair open"))?;
     let serving = Serving::start(ours, &request)?;
     let plan = Plan::new(index, &request);
     let attachment = blocking::run(move || plan.carry_out(theirs.into()))

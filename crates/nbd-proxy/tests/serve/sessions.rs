@@ -355,3 +355,19 @@ async fn an_eject_names_who_uses_the_device_and_force_does_not_ask() {
     let ended = page.ended().await;
     assert_eq!(ended.texts.last().unwrap()["reason"], "ejected");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_automatic_device_is_one_that_works_here_and_no_failed_try_ends_it() {
+    let server = Arc::new(Server::with_device("auto", "\"hold\": 60", ""));
+    let mut page = Page::open(&server, &link(ID)).await;
+    page.announce("a.iso", &image(1)).await;
+    let page = page.serve(&image(1));
+    let response = blocking(&server, |server| {
+        let device = server.wait_for_state("attached")["device"].clone();
+        assert!(std::path::Path::new(device.as_str().unwrap()).exists());
+        server.post("/api/v1/configurations/0/eject", "")
+    })
+    .await;
+    assert_eq!(response.status, 200, "{}", response.text());
+    assert_eq!(page.ended().await.code, 1000);
+}
