@@ -336,7 +336,7 @@ impl Machine {
         for asked in self.outstanding.values_mut() {
             match asked {
                 Asked::Read { range, allowed, .. } => {
-                    allow(&sectors_of(range), allowed, &sectors, stamp)
+                    allow(&sectors_of(range), allowed, &sectors, stamp);
                 }
                 Asked::Write {
                     sectors: written,
