@@ -329,6 +329,15 @@ async fn attach_first_that_works(request: AttachRequest) -> Result<AttachedDevic
     )))
 }
 
+/// Fails what is asked of a device that a killed process left of configuration `name`, rather than have it wait for a
+/// new socket. Freeing it comes later, with [`recover`].
+pub(crate) async fn cut_off(spec: &DeviceSpec, name: &str) -> Result<(), DeviceError> {
+    if matches!(spec, DeviceSpec::Kernel { .. } | DeviceSpec::Auto) {
+        kernel::cut_off(name).await?;
+    }
+    Ok(())
+}
+
 /// Frees what a killed process left of configuration `name`, and nothing else. Runs while the configuration's lock is
 /// held, so whatever bears its name is a leftover. Says what was freed, for the log; where a leftover is still in
 /// use, [`DeviceError::InUse`] names by whom.
