@@ -23,6 +23,8 @@ pub(crate) enum Mood {
     HangsOnWrites,
     /// Refuses writing commands, and answers the others.
     RefusesWrites,
+    /// Carries out writing commands, and says that they failed.
+    DeniesWrites,
 }
 
 /// One link's peer.
@@ -297,7 +299,7 @@ impl Peer {
             Mood::Hangs => true,
             Mood::HangsAt(offset) => command.offset() == offset,
             Mood::HangsOnWrites => command.is_write(),
-            Mood::Answers | Mood::RefusesWrites => false,
+            Mood::Answers | Mood::RefusesWrites | Mood::DeniesWrites => false,
         };
         let kept = std::mem::take(&mut self.kept);
         let (kept, answered) = kept.into_iter().partition(|(_, command)| keeps(command));
@@ -315,9 +317,17 @@ impl Peer {
     }
 
     fn execute(&mut self, command: &Command) -> Result<Reply, Failure> {
-        if command.is_write() && self.mood == Mood::RefusesWrites {
-            return Err(Failure::from(Errno::ENOSPC));
+        match self.mood {
+            Mood::RefusesWrites if command.is_write() => Err(Failure::from(Errno::ENOSPC)),
+            Mood::DeniesWrites if command.is_write() => {
+                self.perform(command)?;
+                Err(Failure::from(Errno::EIO))
+            }
+            _ => self.perform(command),
         }
+    }
+
+    fn perform(&mut self, command: &Command) -> Result<Reply, Failure> {
         let start = usize::try_from(command.offset()).unwrap();
         let range = start..start + usize::try_from(command.length()).unwrap();
         match command {

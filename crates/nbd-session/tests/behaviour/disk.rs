@@ -1,10 +1,10 @@
 //! The image looks like a disk: whole sectors, requests of any length, every command.
 
 use nbd::wire::{CommandFlags, Errno, ExtentFlags, TransmissionFlags};
-use nbd::{Command, Extent, Reply};
+use nbd::{BlockSizes, Command, Export, Extent, Reply};
 use nbd_session::{LinkKind, SessionConfig};
 
-use crate::bench::{Bench, WRITABLE, image};
+use crate::bench::{Bench, WRITABLE, export, image};
 
 fn config(max_request: u32) -> SessionConfig {
     SessionConfig {
@@ -147,30 +147,17 @@ fn without_block_status_everything_but_the_padding_is_data() {
 }
 
 #[test]
-fn zeroes_are_written_where_the_image_knows_no_write_zeroes() {
+fn what_the_image_cannot_do_is_not_offered() {
     let mut bench = Bench::new(config(4096));
     bench.connect(LinkKind::Plain, WRITABLE, image(65_536));
-    assert_eq!(
-        submit(
-            &mut bench,
-            Command::WriteZeroes {
-                offset: 512,
-                length: 9000
-            }
-        ),
-        Ok(Reply::Done)
-    );
-    let read = bench.read(0, 10_240);
-    assert_eq!(bench.bytes(read)[512..9512], [0; 9000]);
-    assert!(
-        bench
-            .peer()
-            .asked
-            .iter()
-            .filter(|command| command.is_write())
-            .count()
-            == 3
-    );
+    let geometry = bench.volume.geometry().unwrap();
+    assert!(geometry.can_flush && geometry.can_trim && geometry.can_fua);
+    assert!(!geometry.can_write_zeroes && !geometry.can_fast_zero && !geometry.can_cache);
+    let zeroes = Command::WriteZeroes {
+        offset: 512,
+        length: 512,
+    };
+    assert_eq!(submit(&mut bench, zeroes), Err(Errno::EINVAL));
 }
 
 #[test]
@@ -190,4 +177,31 @@ fn the_padding_cannot_keep_anything_but_zeroes() {
     let read = bench.read(512, 512);
     assert_eq!(bench.bytes(read), tail(5));
     assert_eq!(submit(&mut bench, write(vec![5; 512])), Err(Errno::ENOSPC));
+}
+
+#[test]
+fn reads_keep_to_the_blocks_of_the_image() {
+    let mut bench = Bench::new(config(8192));
+    let sizes = BlockSizes {
+        minimum: 512,
+        preferred: 4096,
+        maximum: 4096,
+    };
+    let read_only = TransmissionFlags::READ_ONLY;
+    let export = Export {
+        block_sizes: Some(sizes),
+        ..export(10_240, read_only)
+    };
+    bench.open(LinkKind::Plain, export, image(10_240));
+    bench.greet();
+    assert_eq!(bench.volume.geometry().unwrap().minimum_block, 1);
+    let read = bench.read(1000, 9000);
+    assert_eq!(bench.bytes(read), image(10_240)[1000..10_000]);
+    let asked: Vec<_> = bench
+        .peer()
+        .asked
+        .iter()
+        .map(|read| (read.offset(), read.length()))
+        .collect();
+    assert_eq!(asked, [(512, 4096), (4608, 4096), (8704, 1536)]);
 }

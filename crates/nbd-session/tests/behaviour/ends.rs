@@ -184,3 +184,24 @@ fn a_late_request_costs_the_link_once_and_then_fails() {
     assert_eq!(bench.bytes(other), image(1024)[512..]);
     assert_eq!(bench.closed.len(), 1);
 }
+
+#[test]
+fn a_link_that_leaves_too_much_unanswered_is_lost_again() {
+    let mut bench = Bench::new(SessionConfig::default());
+    let read_only = TransmissionFlags::READ_ONLY;
+    bench.mood = Mood::HangsAt(4096);
+    bench.connect(LinkKind::Plain, read_only, image(100_000));
+    for _ in 0..16 {
+        bench.read(4096, 512);
+    }
+    bench.pass(Duration::from_secs(30));
+    bench.connect(LinkKind::Plain, read_only, image(100_000));
+    bench.pass(Duration::from_secs(30));
+    assert!(
+        bench
+            .completed
+            .iter()
+            .all(|(_, result)| *result == Err(Errno::EIO))
+    );
+    assert_eq!((bench.completed.len(), bench.closed.len()), (16, 2));
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use nbd::wire::Errno;
 use nbd::{Command, Reply};
-use nbd_session::{Closing, LinkKind, SessionConfig};
+use nbd_session::{Closing, LinkKind, SessionConfig, SessionEvent};
 
 use crate::bench::{Bench, Mood, WRITABLE, image};
 
@@ -104,4 +104,17 @@ fn a_peer_that_never_answers_replayed_writes_does_not_hang_the_machine() {
     }
     bench.connect(LinkKind::Plain, WRITABLE, image(65_536));
     assert_eq!(bench.answer(flush), Some(&Err(Errno::EIO)));
+}
+
+#[test]
+fn what_a_failed_write_may_have_left_is_not_compared() {
+    let mut bench = Bench::writable(SessionConfig::default());
+    bench.peer().mood = Mood::DeniesWrites;
+    let write = bench.write(4096, 1, 512);
+    assert_eq!(bench.answer(write), Some(&Err(Errno::EIO)));
+    let read = bench.read(4096, 512);
+    assert_eq!(bench.bytes(read), [1; 512]);
+    reload(&mut bench);
+    assert!(bench.closed.is_empty(), "{:?}", bench.closed);
+    assert_eq!(bench.events.last(), Some(&SessionEvent::Resumed));
 }
