@@ -1,5 +1,6 @@
 /** @module */
 
+import { Fields, InvalidOption } from "./option-data.js";
 import {
   BASE_ALLOCATION,
   ClientFlag,
@@ -11,7 +12,6 @@ import {
   infoBlockSize,
   infoExport,
   infoText,
-  MAX_STRING_LENGTH,
   metaContext,
   Option,
   OptionReply,
@@ -46,9 +46,6 @@ const MAX_OPTION_LENGTH = 64 * 1024;
 const MAX_OPTIONS = 1000;
 
 const decoder = new TextDecoder();
-
-/** An option whose data contradicts itself. It is refused; the handshake goes on. */
-class InvalidOption extends Error {}
 
 /** The server's side of NBD's fixed newstyle handshake, without I/O. */
 export class Handshake {
@@ -334,58 +331,6 @@ export class Handshake {
   /** @param {number} code */
   #refuseName(code) {
     this.#refuse(code, OptionReply.ERR_UNKNOWN, `there is only "${this.#export.name}"`);
-  }
-}
-
-/** Reads an option's data field by field. What is missing or too much makes the option invalid. */
-class Fields {
-  #bytes;
-  #view;
-  #at = 0;
-
-  /** @param {Uint8Array} bytes */
-  constructor(bytes) {
-    this.#bytes = bytes;
-    this.#view = viewOf(bytes);
-  }
-
-  uint16() {
-    return this.#view.getUint16(this.#advance(2));
-  }
-
-  uint32() {
-    return this.#view.getUint32(this.#advance(4));
-  }
-
-  /** @param {number} length bytes */
-  string(length) {
-    if (length > MAX_STRING_LENGTH) {
-      throw new InvalidOption(`strings have at most ${MAX_STRING_LENGTH} bytes`);
-    }
-    const start = this.#advance(length);
-    return this.#bytes.slice(start, start + length);
-  }
-
-  /** All that is left. */
-  rest() {
-    return this.string(this.#bytes.length - this.#at);
-  }
-
-  /** Nothing may be left. */
-  end() {
-    if (this.#at !== this.#bytes.length) {
-      throw new InvalidOption("more data than the option has");
-    }
-  }
-
-  /** @param {number} count */
-  #advance(count) {
-    const start = this.#at;
-    if (start + count > this.#bytes.length) {
-      throw new InvalidOption("less data than it says itself");
-    }
-    this.#at = start + count;
-    return start;
   }
 }
 

@@ -49,7 +49,8 @@ export class NBDServer extends EventTarget {
   socketStarted = null;
 
   /**
-   * Called once for each start(), at the end, with the WebSocket's close code (1006: none came).
+   * Called once for each start(), at the end, with the WebSocket's close code, or 1006 where it
+   * failed without one.
    *
    * @type {((code: number) => void) | null}
    */
@@ -122,10 +123,11 @@ export class NBDServer extends EventTarget {
       return;
     }
     this.#turn += 1;
+    const turn = this.#turn;
     this.#run = null;
     this.#letSleep = stayAwake();
     this.#enter({ ...IDLE, phase: "connecting" });
-    this.#serve(this.#turn);
+    this.#serve(turn);
   }
 
   /** Ends in order, which detaches the disk. The state "ended" follows. */
@@ -178,14 +180,28 @@ export class NBDServer extends EventTarget {
   async #serve(turn) {
     const { token, worker = true, WebSocket: Socket } = this.#options;
     try {
-      const protocols = token === undefined ? [] : [token];
+      const protocols = token ? [token] : [];
       const address = { ...linkTo(this.endpoint, this.session), protocols };
       const source = await openImage(this.image, this.#options);
       if (turn === this.#turn) {
-        this.#run = run({ address, source, worker, Socket }, (state) => this.#follow(turn, state));
+        this.#begin(turn, { address, source, worker, Socket });
       }
     } catch (error) {
       this.#follow(turn, { ...this.state, phase: "ended", error: asEndError(error) });
+    }
+  }
+
+  /**
+   * @param {number} turn
+   * @param {import("./host.js").Job} job
+   */
+  #begin(turn, job) {
+    const begun = run(job, (state) => this.#follow(turn, state));
+    if (turn === this.#turn) {
+      this.#run = begun;
+    } else {
+      // A listener has called stop() meanwhile.
+      begun.stop();
     }
   }
 
@@ -207,14 +223,7 @@ export class NBDServer extends EventTarget {
       this.#letSleep();
     }
     this.dispatchEvent(new CustomEvent("state", { detail: state }));
-    try {
-      this.#callBack(before, state);
-    } catch (error) {
-      // The caller's mistake: reported as one, and the disk goes on.
-      queueMicrotask(() => {
-        throw error;
-      });
-    }
+    this.#callBack(before, state);
   }
 
   /**
@@ -223,16 +232,17 @@ export class NBDServer extends EventTarget {
    */
   #callBack(before, now) {
     for (const line of describeChange(before, now, String(this.endpoint))) {
-      this.onlog?.(line);
+      attempt(() => this.onlog?.(line));
     }
     if (now.phase === "connecting" && before.phase !== "connecting") {
-      this.socketStarted?.();
+      attempt(() => this.socketStarted?.());
     }
     if (isUnreadable(now) && !isUnreadable(before)) {
-      this.errorReadingFile?.();
+      attempt(() => this.errorReadingFile?.());
     }
     if (now.phase === "ended" && before.phase !== "ended") {
-      this.socketClosed?.(now.closeCode ?? 1006);
+      const code = now.closeCode ?? (now.error === null ? 1000 : 1006);
+      attempt(() => this.socketClosed?.(code));
     }
   }
 }
@@ -284,6 +294,21 @@ function asEndError(error) {
 /** @param {State} state */
 function isUnreadable(state) {
   return state.trouble !== null || /image/.test(state.error?.code ?? "");
+}
+
+/**
+ * Calls what the page gave. A mistake there is reported as one, and the disk goes on.
+ *
+ * @param {() => void} callback
+ */
+function attempt(callback) {
+  try {
+    callback();
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error;
+    });
+  }
 }
 
 /**

@@ -182,6 +182,26 @@ test("stop() before anything was opened ends at once, without a connection", asy
   assert.equal(machine.server.clients.size, 0);
 });
 
+test("a listener may call stop() at any moment", async (t) => {
+  for (const moment of [1, 2, 3]) {
+    const machine = await startMachine(t);
+    const server = new NBDServer(machine.url, FILE, { WebSocket: SocketClass });
+    let seen = 0;
+    server.addEventListener("state", () => {
+      seen += 1;
+      if (seen === moment) server.stop();
+    });
+    server.start();
+    if (moment === 3) {
+      const link = await machine.accept();
+      await link.negotiate();
+    }
+    await reaches(server, "ended");
+    assert.equal(server.state.error, null);
+    await until(() => machine.server.clients.size === 0);
+  }
+});
+
 test("no image, an empty one and a bad address end with the reason, and connect nowhere", async () => {
   for (const [endpoint, image, code] of /** @type {[string, any, string][]} */ ([
     ["ws://127.0.0.1:1/", undefined, "no-image"],
