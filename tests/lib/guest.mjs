@@ -212,10 +212,12 @@ export class Setting {
    * @param {string} configuration
    */
   async websocketd(port, configuration) {
-    const options = `--address=10.0.2.15 --port=${port} --staticdir=${ROOT}/web --binary`;
+    await this.guest.expose(port);
+    const options = `--address=127.0.0.1 --port=${port} --staticdir=${ROOT}/web --binary`;
     const passed = "--passenv=PATH,NBD_PROXY_CONFIG,RUNTIME_DIRECTORY";
     const program = await this.start(`websocketd ${options} ${passed} ${PROGRAM} ${configuration}`);
-    await this.guest.waitFor("websocketd listens", `busybox nc -z 10.0.2.15 ${port}`);
+    const connects = `socat -u OPEN:/dev/null TCP:127.0.0.1:${port}`;
+    await this.guest.waitFor("websocketd listens", connects);
     return { program, address: this.guest.address(port) };
   }
 
