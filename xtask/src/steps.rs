@@ -149,7 +149,7 @@ fn lint() -> Result<(), Failure> {
 
 fn doc() -> Result<(), Failure> {
     run(
-        line("cargo doc --quiet --workspace --no-deps --document-private-items")
+        line("cargo doc --quiet --workspace --no-deps")
             .env("RUSTDOCFLAGS", "-Dwarnings"),
     )
 }
