@@ -32,6 +32,11 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 const MESSAGE_SLACK: usize = 64 << 10;
 /// No limit is below this: a peer may gather small replies into one message.
 const MESSAGE_FLOOR: usize = 256 << 10;
+/// How many bytes of answers to pings may wait for a peer that doesn't read them. While there are more, nothing is read
+/// from it either: it would choose how much memory we take.
+const PONGS: usize = 64 << 10;
+/// Bytes of a frame's head, at most, as we send it.
+const FRAME_HEAD: usize = 4;
 /// The longest reason of a close frame, bytes (RFC 6455, section 5.5: 125, less the code).
 const REASON_LIMIT: usize = 123;
 
@@ -79,6 +84,8 @@ pub(crate) struct Socket<S> {
     stream: WebSocketStream<S>,
     queue: VecDeque<Message>,
     queued: usize,
+    /// Bytes of answers to pings since everything was sent last.
+    pongs: usize,
     /// What the peer's close frame said.
     end: Option<End>,
 }
@@ -89,6 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             stream,
             queue: VecDeque::new(),
             queued: 0,
+            pongs: 0,
             end: None,
         }
     }
@@ -116,6 +124,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         if self.end.is_none() && self.poll_send(context)?.is_ready() {
             return Poll::Ready(Ok(Step::Sent));
         }
+        if self.end.is_none() && self.pongs > PONGS {
+            return Poll::Pending;
+        }
         loop {
             let Some(message) = ready!(Pin::new(&mut self.stream).poll_next(context)?) else {
                 let end = self
@@ -132,7 +143,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                         reason: reason.to_owned(),
                     });
                 }
-                None => return Poll::Ready(Ok(Step::Received(message))),
+                None => {
+                    if message.is_ping() {
+                        // Answered by the stream itself.
+                        self.pongs += FRAME_HEAD + message.as_payload().len();
+                    }
+                    return Poll::Ready(Ok(Step::Received(message)));
+                }
             }
         }
     }
@@ -149,6 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             }
         }
         ready!(stream.poll_flush(context)?);
+        self.pongs = 0;
         Poll::Pending
     }
 
@@ -163,6 +181,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             while !matches!(self.step().await, Step::Closed(_)) {}
         })
         .await;
+    }
+
+    /// Sends what the stream itself has still to say, such as which rule the peer broke.
+    async fn part(mut self) {
+        let last = poll_fn(|context| Pin::new(&mut self.stream).poll_next(context));
+        let _ = timeout(CLOSE_TIMEOUT, last).await;
     }
 }
 
@@ -236,8 +260,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Keeper<S> {
         let (closing, farewell) = self.keep().await;
         // Told at once, not after the closing handshake, so that a held session waits for its next link already.
         let _ = self.events.send(LinkEvent::Closed(closing)).await;
-        if let Some(Farewell { code, reason }) = farewell {
-            self.socket.close(code, &reason).await;
+        match farewell {
+            Some(Farewell { code, reason }) => self.socket.close(code, &reason).await,
+            None => self.socket.part().await,
         }
     }
 
@@ -302,5 +327,75 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Keeper<S> {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    /// A client's frame of at most 125 bytes, masked with zeros.
+    fn frame(head: u8, payload: &[u8]) -> Vec<u8> {
+        let length = 0x80 | u8::try_from(payload.len()).unwrap();
+        [&[head, length, 0, 0, 0, 0], payload].concat()
+    }
+
+    /// What comes of `future` without waiting.
+    async fn at_once<T>(future: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            result = tokio::task::unconstrained(future) => Some(result),
+            () = std::future::ready(()) => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn who_sends_pings_and_reads_no_answers_is_not_read_from_until_they_do() {
+        let (server, mut client) = duplex(4096);
+        let mut socket = accept(server, 0);
+        let ping = frame(0x89, &[0; 125]);
+        let mut sent = 0;
+        loop {
+            let wrote = at_once(client.write(&ping[sent % ping.len()..])).await;
+            let step = at_once(socket.step()).await;
+            if wrote.is_none() && step.is_none() {
+                break;
+            }
+            sent += wrote.map_or(0, Result::unwrap);
+            assert!(sent < 16 * PONGS, "everything is taken");
+        }
+        while at_once(socket.step()).await.is_none() {
+            client.read_exact(&mut [0; 1024]).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn who_breaks_a_rule_of_websocket_is_told_before_the_connection_ends() {
+        for (sent, code) in [
+            (frame(0x83, b""), 1002),
+            (frame(0x81, b"\xff"), 1007),
+            (vec![0x82, 0xff, 0, 0, 1, 0, 0, 0, 0, 0], 1009),
+        ] {
+            let (server, mut client) = duplex(4096);
+            let (_link, keeper) = link(
+                accept(server, 0),
+                LinkKind::V1,
+                String::new(),
+                String::new(),
+            );
+            client.write_all(&sent).await.unwrap();
+            let mut received = Vec::new();
+            client.read_to_end(&mut received).await.unwrap();
+            keeper.await.unwrap();
+            // Behind our first ping: a close frame with its length and code.
+            let close = received.iter().position(|byte| *byte == 0x88).unwrap();
+            assert_eq!(
+                received[close + 2..close + 4],
+                u16::to_be_bytes(code),
+                "{received:?}"
+            );
+        }
     }
 }
