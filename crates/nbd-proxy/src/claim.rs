@@ -37,7 +37,9 @@ pub(crate) struct Claim {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClaimError {
     /// Another process has it.
-    #[error("configuration {name:?} is in use by another nbd-proxy, process {process}")]
+    #[error(
+        "configuration {name:?} is in use by another nbd-proxy, process {process}; end that first"
+    )]
     Busy {
         /// Of the configuration.
         name: String,
@@ -55,6 +57,18 @@ pub(crate) enum ClaimError {
     /// What a predecessor left cannot be freed.
     #[error("a device left by an earlier nbd-proxy can't be freed: {0}")]
     Leftover(DeviceError),
+    /// What is at the device's place was never ours.
+    #[error(transparent)]
+    Taken(DeviceError),
+}
+
+impl From<DeviceError> for ClaimError {
+    fn from(error: DeviceError) -> Self {
+        match error {
+            DeviceError::Refused(_) => Self::Taken(error),
+            _ => Self::Leftover(error),
+        }
+    }
 }
 
 impl Claim {
@@ -89,12 +103,10 @@ impl Claim {
         runtime_dir: &Path,
     ) -> Result<(), ClaimError> {
         let (device, name) = (&configuration.device, &configuration.name);
-        device::cut_off(device, name)
-            .await
-            .map_err(ClaimError::Leftover)?;
+        device::cut_off(device, name).await?;
         self.stop_for_predecessor(configuration).await?;
         let recovered = device::recover(device, name, runtime_dir).await;
-        for freed in recovered.map_err(ClaimError::Leftover)? {
+        for freed in recovered? {
             report::warning(format_args!("left by an earlier nbd-proxy: {freed}"));
         }
         Ok(())

@@ -24,7 +24,8 @@ pub(crate) async fn run(args: EjectArgs) -> anyhow::Result<ExitCode> {
     match control::ask::<ConfigurationView>(args.control, Method::POST, &address, &body).await? {
         Answer::Done(StatusCode::ACCEPTED, _) => {
             println!(
-                "{}: detached; it takes another image once the last program has closed the device",
+                "{}: being detached; it takes another image once the state hook has ended and the last program has closed the \
+                 device",
                 args.configuration
             );
         }

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     match run(action) {
         Ok(code) => code,
         Err(error) => {
-            report::error(format_args!("{error:#}"));
+            report::error(report::sentence(&error));
             ExitCode::FAILURE
         }
     }

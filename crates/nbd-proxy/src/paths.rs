@@ -23,18 +23,24 @@ pub(crate) fn config_file(given: Option<&Path>) -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(CONFIGURATION_FILE))
 }
 
-/// R, made if need be: `$RUNTIME_DIRECTORY`, `/run/nbd-proxy` for root, or `$XDG_RUNTIME_DIR/nbd-proxy`.
+/// R, made if need be.
 pub(crate) fn runtime_dir() -> anyhow::Result<PathBuf> {
     let directory = locate_runtime_dir()?;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(&directory)
-        .with_context(|| format!("can't make the runtime directory {}", directory.display()))?;
+        .with_context(|| {
+            format!(
+                "can't make the runtime directory {}; set RUNTIME_DIRECTORY to one that can be made",
+                directory.display()
+            )
+        })?;
     Ok(directory)
 }
 
-fn locate_runtime_dir() -> anyhow::Result<PathBuf> {
+/// Where R is or would be: `$RUNTIME_DIRECTORY`, `/run/nbd-proxy` for root, or `$XDG_RUNTIME_DIR/nbd-proxy`.
+pub(crate) fn locate_runtime_dir() -> anyhow::Result<PathBuf> {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     if let Some(list) = variable("RUNTIME_DIRECTORY") {
         // systemd gives all directories of the unit, separated by colons (systemd.exec(5)).

@@ -43,6 +43,16 @@ pub(crate) fn information(message: impl Display) {
     say(Severity::Information, &message);
 }
 
+/// An error with its causes, each told once: many sentences name theirs already.
+pub(crate) fn sentence(error: &anyhow::Error) -> String {
+    let mut causes = error.chain().map(ToString::to_string);
+    let first = causes.next().unwrap_or_default();
+    causes.fold(first, |told, cause| match told.contains(&cause) {
+        true => told,
+        false => format!("{told}: {cause}"),
+    })
+}
+
 fn say(severity: Severity, message: &dyn Display) {
     let message = one_line(&message.to_string());
     // Nobody may be listening; there is no better place to complain.
@@ -68,7 +78,30 @@ fn one_line(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::one_line;
+    use super::{one_line, sentence};
+
+    #[test]
+    fn a_cause_that_was_named_is_not_repeated() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("can't read the file: {source}; choose another")]
+        struct Unreadable {
+            source: std::io::Error,
+        }
+        let error = anyhow::Error::new(Unreadable {
+            source: std::io::Error::other("no such file"),
+        });
+        assert_eq!(
+            sentence(&error),
+            "can't read the file: no such file; choose another"
+        );
+        let error = anyhow::anyhow!("the disk is full")
+            .context("can't write")
+            .context("can't start");
+        assert_eq!(
+            sentence(&error),
+            "can't start: can't write: the disk is full"
+        );
+    }
 
     #[test]
     fn control_characters_of_a_peer_are_escaped() {

@@ -37,11 +37,14 @@ pub(crate) async fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
 
 fn conclude(finished: &Finished, sum: Sum) -> ExitCode {
     let Sum { bytes, requests } = sum;
-    let message = format!(
-        "{}; {} were read in {requests} requests",
-        finished.sentence,
-        units::bytes(bytes)
-    );
+    let message = match requests {
+        0 => finished.sentence.clone(),
+        _ => format!(
+            "{}; {} were read in {requests} requests",
+            finished.sentence,
+            units::bytes(bytes)
+        ),
+    };
     if finished.in_order {
         report::information(message);
         ExitCode::SUCCESS

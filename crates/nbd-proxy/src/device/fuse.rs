@@ -306,7 +306,10 @@ pub(crate) async fn recover(
         DeviceSpec::Fuse { path } => path.as_deref(),
         _ => None,
     };
-    let path = file_path(given, name, runtime_dir)?;
+    // Where there is no such folder nothing can be left; attaching will say that it is missing.
+    let Ok(path) = file_path(given, name, runtime_dir) else {
+        return Ok(freed);
+    };
     if unmount_dead(path.clone()).await? {
         freed.push(format!("{} was still mounted", path.display()));
     }

@@ -1,7 +1,7 @@
 //! A socket device: an NBD server on a Unix socket or on TCP, for QEMU, libnbd and the like.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::SocketAddr,
     os::{
@@ -137,7 +137,12 @@ pub(crate) async fn attach_tcp(
 ) -> Result<SocketDevice, DeviceError> {
     let listener = TcpListener::bind(address)
         .await
-        .map_err(DeviceError::io(format!("listen on tcp:{address}")))?;
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => DeviceError::Refused(format!(
+                "something listens on {address} already; end it, or choose another port for the device"
+            )),
+            _ => DeviceError::io(format!("listen on tcp:{address}"))(error),
+        })?;
     let address = listener
         .local_addr()
         .map_err(DeviceError::io("tell a socket's address"))?;
@@ -163,10 +168,12 @@ pub(crate) fn recover(
 }
 
 fn unix_path(path: Option<&Path>, name: &str, runtime_dir: &Path) -> PathBuf {
-    path.map_or_else(
+    let path = path.map_or_else(
         || paths::runtime_file(runtime_dir, name, "sock"),
         Path::to_path_buf,
-    )
+    );
+    // Those who are told the path may be in another folder than we.
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// Removes a socket at `path` on which nobody listens, and says whether there was one. Anything else there is
@@ -387,7 +394,9 @@ impl Clients {
     }
 
     fn names(&self) -> Vec<String> {
-        self.present().names.values().cloned().collect()
+        // A client may have several connections.
+        let names: BTreeSet<_> = self.present().names.values().cloned().collect();
+        names.into_iter().collect()
     }
 
     /// None when there are too many.
