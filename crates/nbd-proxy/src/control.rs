@@ -2,7 +2,7 @@
 //! says who it is, so no token is asked for.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{self, ErrorKind},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -13,14 +13,29 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
+use rustix::{fs::FlockOperation, io::Errno};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::{paths, serve::api::ErrorView};
 
+/// The longest path of a Unix socket, in bytes (`unix(7)`: 108 with its NUL).
+const MAX_PATH: usize = 107;
+
 /// `control.sock` in R.
 pub(crate) fn default_path(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("control.sock")
+}
+
+/// Refuses what the kernel can't take.
+fn check_length(path: &Path) -> anyhow::Result<()> {
+    if path.as_os_str().len() > MAX_PATH {
+        bail!(
+            "the path {} is too long for a socket; name one of at most {MAX_PATH} bytes with --control",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 /// The server's end. Takes its socket away when dropped.
@@ -28,22 +43,31 @@ pub(crate) fn default_path(runtime_dir: &Path) -> PathBuf {
 pub(crate) struct ControlListener {
     listener: UnixListener,
     path: PathBuf,
+    /// Of two servers that start at once, one sees the other.
+    _lock: Option<File>,
 }
 
 impl ControlListener {
     /// Listens at `path`. A socket that a killed server left is replaced; a living server is not.
     pub(crate) async fn bind(path: &Path) -> anyhow::Result<Self> {
-        if UnixStream::connect(path).await.is_ok() {
+        check_length(path)?;
+        let failed = || {
+            format!(
+                "can't listen on {}; choose another path with --control",
+                path.display()
+            )
+        };
+        let lock = lock(path).with_context(failed)?;
+        if lock.is_none() || UnixStream::connect(path).await.is_ok() {
             bail!(
                 "another nbd-proxy serve has the control socket {}; end it, or choose another path with --control",
                 path.display()
             );
         }
-        let listener =
-            bind_in_place(path).with_context(|| format!("can't listen on {}", path.display()))?;
         Ok(Self {
-            listener,
+            listener: bind_in_place(path).with_context(failed)?,
             path: path.to_owned(),
+            _lock: lock,
         })
     }
 
@@ -64,9 +88,21 @@ impl Drop for ControlListener {
     }
 }
 
+/// Takes the lock beside the socket at `path`; None where another process has it. No configuration's lock has such a
+/// name, since none of theirs begins with a dot.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
+    let file = File::create(path.with_file_name(format!(".{}.lock", name.display())))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Nobody sees the socket before it has its mode and listens.
 fn bind_in_place(path: &Path) -> io::Result<UnixListener> {
-    let part = path.with_extension(format!("{}.part", std::process::id()));
+    let part = path.with_file_name(format!(".{}", std::process::id()));
     let listener = UnixListener::bind(&part)?;
     fs::set_permissions(&part, fs::Permissions::from_mode(0o600))
         .and_then(|()| fs::rename(&part, path))
@@ -99,8 +135,10 @@ pub(crate) async fn ask<T: DeserializeOwned>(
 ) -> anyhow::Result<Answer<T>> {
     let socket = match control {
         Some(path) => path,
-        None => default_path(&paths::runtime_dir()?),
+        // Not made: whoever asks leaves nothing behind.
+        None => default_path(&paths::locate_runtime_dir()?),
     };
+    check_length(&socket)?;
     let stream = UnixStream::connect(&socket).await.map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => anyhow::anyhow!(
             "no nbd-proxy serve is running: nobody listens at {}; if it listens elsewhere, name that with --control",

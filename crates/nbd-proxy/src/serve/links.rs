@@ -17,12 +17,13 @@ use super::{
     Client, Server,
     http::{self, Body},
     path,
-    refusal::Refusal,
+    refusal::{self, Refusal},
     registry::Slot,
 };
 use crate::{
     attachment::Limits,
     link::{LinkCommand, LinkKind, websocket},
+    report,
 };
 
 /// RFC 6455, section 1.3.
@@ -258,6 +259,13 @@ async fn keep(
     let commands = link.commands.clone();
     if let Err(Refusal { code, reason }) = server.registry.offer(&slot, session, link).await {
         server.metrics.refused(code);
+        if code == refusal::FAILED {
+            // Not the client's fault, so whoever looks after this machine wants to know; whole, for a close frame cuts.
+            report::error(format_args!(
+                "configuration {:?}: {reason}",
+                slot.configuration().name
+            ));
+        }
         let _ = commands.send(LinkCommand::Close { code, reason });
     }
     drop(commands);

@@ -7,6 +7,9 @@ use nbd_session::ImageInfo;
 use super::registry::Occupant;
 use crate::{attachment::Status, claim::ClaimError, device::DeviceError};
 
+/// Close code: this machine can't.
+pub(super) const FAILED: u16 = 4500;
+
 /// Why a link is refused. A browser tells its page nothing of an HTTP status, so the WebSocket is opened, and closed
 /// with these.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +86,7 @@ impl Refusal {
 
     /// This machine can't.
     pub(super) fn failed(error: &dyn Display) -> Self {
-        Self::new(4500, error.to_string())
+        Self::new(FAILED, error.to_string())
     }
 }
 

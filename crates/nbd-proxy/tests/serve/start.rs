@@ -2,7 +2,7 @@
 
 use std::{net::TcpListener, os::unix::fs::PermissionsExt as _};
 
-use crate::harness::{Process, Server};
+use crate::harness::{Process, Server, wait_for};
 
 #[test]
 fn the_address_is_printed_alone_with_the_port_that_was_given_by_the_kernel() {
@@ -74,13 +74,95 @@ fn a_control_socket_left_by_a_killed_server_is_replaced() {
 #[test]
 fn status_without_a_server_says_so() {
     let server = Server::start();
+    let other = server.folder.path().join("other");
     for arguments in [&["status"][..], &["status", "--json"], &["eject", "0"]] {
         let mut command = server.command(arguments);
-        command.env("RUNTIME_DIRECTORY", server.folder.path().join("other"));
+        command.env("RUNTIME_DIRECTORY", &other);
         let (status, stderr) = Process::start(command).wait();
         assert_eq!(status.code(), Some(1));
         assert!(stderr.contains("no nbd-proxy serve is running"), "{stderr}");
     }
+    assert!(!other.exists(), "who only asks makes no folder");
+}
+
+#[test]
+fn a_path_too_long_for_the_control_socket_is_refused_with_the_remedy() {
+    let server = Server::start();
+    let path = server.folder.path().join("x".repeat(108));
+    let path = path.to_str().unwrap();
+    for arguments in [&["serve", "--listen", "127.0.0.1:0"][..], &["status"]] {
+        let ran = server.run(&[arguments, &["--control", path]].concat());
+        assert_eq!(ran.status.code(), Some(1));
+        assert!(
+            ran.stderr.contains("at most 107 bytes with --control"),
+            "{}",
+            ran.stderr
+        );
+    }
+}
+
+#[test]
+fn of_servers_that_start_at_once_one_has_the_control_socket() {
+    let server = Server::start();
+    let folder = server.folder.path().join("shared");
+    let mut starting: Vec<_> = (0..4)
+        .map(|_| {
+            let mut command = server.command(&["serve", "--listen", "127.0.0.1:0"]);
+            command
+                .env("RUNTIME_DIRECTORY", &folder)
+                .env("NBD_PROXY_CONFIG", server.folder.path().join("config.json"));
+            Process::start(command)
+        })
+        .collect();
+    wait_for("all but one to end", || {
+        (starting
+            .iter_mut()
+            .filter_map(|one| one.is_running().then_some(()))
+            .count()
+            == 1)
+            .then_some(())
+    });
+    let mut command = server.command(&["status"]);
+    command.env("RUNTIME_DIRECTORY", &folder);
+    assert!(
+        wait_for("an answer", || command
+            .output()
+            .ok()
+            .filter(|ran| ran.status.success()))
+        .status
+        .success()
+    );
+}
+
+#[test]
+fn a_cause_is_told_once() {
+    let server = Server::start();
+    let ran = server.run(&["serve", "--config", "/nonexistent"]);
+    assert_eq!(
+        ran.stderr.matches("No such file").count(),
+        1,
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
+fn what_this_machine_cannot_do_is_logged_as_it_is_told() {
+    let server = Server::start();
+    std::fs::write(server.device(), "mine").unwrap();
+    let image = server.image("disk.img", b"content");
+    let ran = server.run(&["share", image.to_str().unwrap(), &server.url()]);
+    assert_eq!(ran.status.code(), Some(1));
+    server.process.signal(rustix::process::Signal::TERM);
+    let (_, log) = server.process.wait();
+    for told in [ran.stderr, log] {
+        assert!(told.contains("is not a socket; remove it"), "{told}");
+        assert!(!told.contains("left by an earlier"), "{told}");
+    }
+    assert_eq!(
+        std::fs::read(server.folder.path().join("0.sock")).unwrap(),
+        b"mine"
+    );
 }
 
 #[test]
