@@ -4,12 +4,31 @@ use std::path::PathBuf;
 
 use clap::{CommandFactory, Parser, Subcommand, error::ErrorKind};
 
+#[cfg(feature = "serve")]
+const EXAMPLES: &str = "\
+Examples:
+  nbd-proxy serve                 open the address that it prints, and choose an image: this machine has it as a disk
+  nbd-proxy check                 what kind of disk that will be here, and what is missing for a better one
+  nbd-proxy share a.iso ADDRESS   the same without a browser
+  websocketd --port=8000 --staticdir=web --binary nbd-proxy 0";
+#[cfg(not(feature = "serve"))]
+const EXAMPLES: &str = "\
+Examples:
+  nbd-proxy check                 what kind of disk works here, and what is missing for a better one
+  websocketd --port=8000 --staticdir=web --binary nbd-proxy 0";
+
 /// Gives this machine a disk whose image is served by a browser tab.
 ///
 /// Without a subcommand one configuration is served over standard input and output: raw NBD bytes, the peer is the NBD
 /// server. That is how websocketd and OpenBMC's bmcweb start it.
 #[derive(Debug, Parser)]
-#[command(name = "nbd-proxy", version, disable_help_subcommand = true)]
+#[command(
+    name = "nbd-proxy",
+    bin_name = "nbd-proxy",
+    version,
+    disable_help_subcommand = true,
+    after_long_help = EXAMPLES
+)]
 pub(crate) struct Cli {
     /// Configuration file [default: $NBD_PROXY_CONFIG, then /etc/nbd-proxy/config.json]
     #[arg(long, value_name = "FILE")]
@@ -44,9 +63,16 @@ enum Subcommands {
 /// Arguments of `serve`.
 #[cfg(feature = "serve")]
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Prints one address; whoever opens it may attach an image. SIGINT or SIGTERM ends all sessions in order.
+
+Examples:
+  nbd-proxy serve
+  nbd-proxy serve --listen 127.0.0.1:9000 --listen [::1]:9000
+  ssh -L 8000:127.0.0.1:8000 MACHINE nbd-proxy serve    an image of this desk for a distant machine")]
 pub(crate) struct ServeArgs {
     /// Address to listen on; may be repeated [default: the configuration's, then 127.0.0.1:8000]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
     pub(crate) listen: Vec<std::net::SocketAddr>,
     /// Configuration file [default: $NBD_PROXY_CONFIG, then /etc/nbd-proxy/config.json, then a built-in one]
     #[arg(long, value_name = "FILE")]
@@ -56,9 +82,21 @@ pub(crate) struct ServeArgs {
     pub(crate) control: Option<PathBuf>,
 }
 
+#[cfg(feature = "serve")]
+fn parse_address(text: &str) -> Result<std::net::SocketAddr, &'static str> {
+    text.parse()
+        .map_err(|_| "an IP address and a port are needed, such as 127.0.0.1:8000 or [::1]:8000")
+}
+
 /// Arguments of `share`.
 #[cfg(feature = "serve")]
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The image is only read. SIGINT or SIGTERM takes it away in order; the exit status is 0 if the session ended so.
+
+Examples:
+  nbd-proxy share a.iso 'http://127.0.0.1:8000/#token=…'
+  nbd-proxy share /dev/sr0 wss://disks.example/nbd/lab --token …")]
 pub(crate) struct ShareArgs {
     /// File or block device to serve
     pub(crate) image: PathBuf,
@@ -75,6 +113,13 @@ pub(crate) struct ShareArgs {
 /// Arguments of `status`.
 #[cfg(feature = "serve")]
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A configuration is free, attaching, attached, held (without a link, until somebody serves the image again), or draining
+(being detached).
+
+Examples:
+  nbd-proxy status
+  nbd-proxy status --json | jq -r '.configurations[].session.device'")]
 pub(crate) struct StatusArgs {
     /// Print JSON
     #[arg(long)]
@@ -87,6 +132,12 @@ pub(crate) struct StatusArgs {
 /// Arguments of `eject`.
 #[cfg(feature = "serve")]
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A device that is mounted or open is left alone, and the message names who uses it.
+
+Examples:
+  nbd-proxy eject 0
+  nbd-proxy eject 0 --force")]
 pub(crate) struct EjectArgs {
     /// Configuration whose device to detach
     pub(crate) configuration: String,
@@ -271,6 +322,34 @@ mod tests {
                 !message.contains('\n') && !message.starts_with("error"),
                 "{message}"
             );
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "serve")]
+    fn an_address_that_is_none_is_refused_with_an_example() {
+        for line in ["serve --listen 8000", "serve --listen localhost:8000"] {
+            let error = action(line).expect_err(line);
+            assert!(one_line(&error).contains("127.0.0.1:8000"), "{error}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "serve")]
+    fn the_help_of_each_command_has_examples_that_parse() {
+        for command in ["", "serve", "share", "status", "eject"] {
+            let help = action(&format!("{command} --help")).expect_err(command);
+            let text = help.to_string();
+            let (_, examples) = text.split_once("Examples:\n").expect(command);
+            let lines: Vec<_> = examples
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("nbd-proxy "))
+                .filter_map(|line| line.split("  ").next()?.split(" | ").next())
+                .collect();
+            assert!(!lines.is_empty(), "{command}");
+            for line in lines {
+                assert!(action(line).is_ok(), "{line}");
+            }
         }
     }
 
