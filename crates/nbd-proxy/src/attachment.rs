@@ -309,5 +309,6 @@ impl Attachment {
     }
 }
 
-#[cfg(all(test, feature = "serve"))]
+#[cfg(test)]
+#[cfg(feature = "serve")]
 mod tests;
