@@ -20,6 +20,18 @@ pub enum HandshakeError {
     /// Neither oldstyle nor newstyle.
     #[error("the server's second magic number is {0:#018x} instead of IHAVEOPT")]
     UnknownStyle(u64),
+    /// The server does not serve what was asked for (NBD_REP_ERR_UNKNOWN to NBD_OPT_GO).
+    #[error(
+        "the server has no {} that we could use{}",
+        wanted(export),
+        said(message)
+    )]
+    UnknownExport {
+        /// The export's name; empty for the default export.
+        export: String,
+        /// What the server had to say, fit for a terminal; may be empty.
+        message: String,
+    },
     /// The server said no, and there is no way round.
     #[error("the server refused {option} with {reply}{}", said(message))]
     Refused {
@@ -82,6 +94,14 @@ pub enum HandshakeError {
     /// Block sizes that contradict one another.
     #[error(transparent)]
     BlockSizes(#[from] InvalidBlockSizes),
+}
+
+fn wanted(export: &str) -> String {
+    if export.is_empty() {
+        "default export (one with an empty name)".into()
+    } else {
+        format!("export named {export:?}")
+    }
 }
 
 /// The server's own words as the end of a sentence.

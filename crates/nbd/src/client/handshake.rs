@@ -284,15 +284,29 @@ impl Handshake {
             OptionCode::GO if reply == OptionReplyCode::ERR_UNSUP => self.ask_export_name(),
             _ => {
                 self.send_option(OptionCode::ABORT, &[]);
-                let message = display_text(message);
-                return Err(HandshakeError::Refused {
-                    option,
-                    reply,
-                    message,
-                });
+                return Err(self.refusal(option, reply, display_text(message)));
             }
         }
         Ok(())
+    }
+
+    fn refusal(
+        &self,
+        option: OptionCode,
+        reply: OptionReplyCode,
+        message: String,
+    ) -> HandshakeError {
+        match (option, reply) {
+            (OptionCode::GO, OptionReplyCode::ERR_UNKNOWN) => HandshakeError::UnknownExport {
+                export: self.options.export.clone(),
+                message,
+            },
+            _ => HandshakeError::Refused {
+                option,
+                reply,
+                message,
+            },
+        }
     }
 
     fn read_export_name_reply(&mut self) -> Result<bool, HandshakeError> {

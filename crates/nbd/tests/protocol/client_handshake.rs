@@ -243,9 +243,8 @@ fn a_refusal_is_followed_by_abort_and_carries_the_servers_words() {
     .concat();
     let (sent, outcome) = meet_split(&plain(), &stream);
     assert!(sent.ends_with(&option(OPT_ABORT, b"")));
-    let error = HandshakeError::Refused {
-        option: OptionCode::GO,
-        reply: OptionReplyCode::ERR_UNKNOWN,
+    let error = HandshakeError::UnknownExport {
+        export: String::new(),
         message: "try \u{fffd}[1mother".into(),
     };
     assert_eq!(outcome, Err(error));

@@ -35,7 +35,11 @@ fn failures_show_the_peers_words_and_the_errno() {
 fn errors_name_what_came_and_the_rule() {
     let refused = |message: &str| client::HandshakeError::Refused {
         option: OptionCode::GO,
-        reply: OptionReplyCode::ERR_UNKNOWN,
+        reply: OptionReplyCode::ERR_POLICY,
+        message: message.into(),
+    };
+    let unknown = |export: &str, message: &str| client::HandshakeError::UnknownExport {
+        export: export.into(),
         message: message.into(),
     };
     let rule = BrokenRule::OutOfRange {
@@ -47,11 +51,19 @@ fn errors_name_what_came_and_the_rule() {
     let cases = [
         (
             refused("").to_string(),
-            "the server refused NBD_OPT_GO with NBD_REP_ERR_UNKNOWN",
+            "the server refused NBD_OPT_GO with NBD_REP_ERR_POLICY",
         ),
         (
             refused("no such image").to_string(),
-            "the server refused NBD_OPT_GO with NBD_REP_ERR_UNKNOWN: no such image",
+            "the server refused NBD_OPT_GO with NBD_REP_ERR_POLICY: no such image",
+        ),
+        (
+            unknown("", "try other").to_string(),
+            "the server has no default export (one with an empty name) that we could use: try other",
+        ),
+        (
+            unknown("lab", "").to_string(),
+            "the server has no export named \"lab\" that we could use",
         ),
         (
             client::HandshakeError::NotNbd(0x4854_5450_2f31_2e31).to_string(),
