@@ -32,6 +32,7 @@ const READ_AHEAD_KB: u32 = 1024;
 const PERMISSIONS: u32 = 0o444;
 /// Unmounting takes this long at most.
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(4);
+
 /// An attached file. Detached when dropped.
 #[derive(Debug)]
 pub(crate) struct FuseDevice {

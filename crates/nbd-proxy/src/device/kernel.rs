@@ -46,9 +46,11 @@ const TUNING: QueueTuning = QueueTuning {
 };
 /// After this long a detach that waits for us to read gets its socket closed instead.
 const POLITE: Duration = Duration::from_secs(1);
-/// A detach takes this long at most, and then a moment to see whether the device is free.
+/// A detach takes this long at most, and then a moment to see whether the device is free: bmcweb waits for us.
 const DETACH_LIMIT: Duration = Duration::from_secs(3);
-const FREE_LIMIT: Duration = Duration::from_secs(1);
+const FREE_LIMIT: Duration = Duration::from_millis(200);
+/// The same for a leftover, whose readers may still be on their way out.
+const RECOVER_LIMIT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
 const DRAIN_POLL: Duration = Duration::from_millis(250);
 /// A look at a device that has just come or changed (udev's, for one) is over sooner than this.
@@ -524,7 +526,7 @@ pub(crate) async fn recover(name: &str) -> Result<Vec<String>, DeviceError> {
     let mut freed = Vec::new();
     for device in cut_off(name).await? {
         let path = device.disk().path();
-        if !poll_until(FREE_LIMIT, || !device_is_left(&device, name)).await {
+        if !poll_until(RECOVER_LIMIT, || !device_is_left(&device, name)).await {
             let device_path = path.display().to_string();
             return Err(DeviceError::InUse {
                 device: device_path,
@@ -542,25 +544,4 @@ fn device_is_left(device: &Device, name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_leftover_belongs_to_exactly_one_configuration() {
-        let backend = backend_identifier("a:b", "0f");
-        assert_eq!(session_of(&backend, "a:b"), Some("0f"));
-        assert_eq!(session_of(&backend, "a"), None);
-        assert_eq!(session_of("nbd-client:a:0f", "a"), None);
-        assert_eq!(session_of("nbd-proxy:a", "a"), None);
-    }
-
-    #[test]
-    fn a_process_shows_that_it_lives_until_it_ends() {
-        let session = format!("test-{}", std::process::id());
-        assert!(!is_alive(&session));
-        let sign = sign_of_life(&session).unwrap();
-        assert!(is_alive(&session));
-        drop(sign);
-        assert!(!is_alive(&session));
-    }
-}
+mod tests;

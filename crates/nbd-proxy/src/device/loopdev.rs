@@ -37,9 +37,11 @@ const TUNING: QueueTuning = QueueTuning {
 };
 /// Reading the first sector; the image is not empty.
 const SECTOR: usize = 512;
-/// The loop device gives its file back within this time.
+/// A detach takes this long at most, and then a moment to see whether the device is free.
 const DETACH_LIMIT: Duration = Duration::from_secs(3);
-const FREE_LIMIT: Duration = Duration::from_secs(1);
+const FREE_LIMIT: Duration = Duration::from_millis(200);
+/// The same for a leftover.
+const RECOVER_LIMIT: Duration = Duration::from_secs(2);
 const DRAIN_POLL: Duration = Duration::from_millis(250);
 
 /// An attached `/dev/loopN`. Detached when dropped.
@@ -243,7 +245,7 @@ pub(super) async fn recover(name: &str, runtime_dir: &Path) -> Result<Vec<String
         let path = device.disk().path().display().to_string();
         let file = device.backing_file();
         detach(device.clone()).await?;
-        if !poll_until(FREE_LIMIT, || device.backing_file() != file).await {
+        if !poll_until(RECOVER_LIMIT, || device.backing_file() != file).await {
             return Err(DeviceError::InUse {
                 device: path,
                 users: users_of(device).await,

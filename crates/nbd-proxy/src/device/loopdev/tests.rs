@@ -84,7 +84,7 @@ async fn what_a_killed_process_left_is_freed() {
         "{users:?}"
     );
     drop(opener);
-    poll_until(FREE_LIMIT, || node.backing_file().is_none()).await;
+    assert!(poll_until(RECOVER_LIMIT, || node.backing_file().is_none()).await);
 
     let freed = recover("0", bench.runtime_dir()).await.unwrap();
     assert_eq!(freed, [format!("{} was still mounted", path.display())]);
