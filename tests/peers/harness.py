@@ -20,6 +20,9 @@ PROGRAM = os.environ.get("NBD_PROXY", str(ROOT / "target/debug/nbd-proxy"))
 #: How long a condition may take on a loaded machine before a test gives up.
 PATIENCE = 60.0
 
+#: The contract's bound on how long the stdin/stdout form may take to end, and what a loaded machine may add to it.
+END_SECONDS, SLACK_SECONDS = 0.5, 1.5
+
 
 def wait_until(what, condition, seconds=PATIENCE):
     """Polls until `condition()` gives something true, and returns that."""

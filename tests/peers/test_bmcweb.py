@@ -10,7 +10,6 @@ import harness
 import nbd
 import pytest
 import raw
-from test_stdio import END_SECONDS, SLACK_SECONDS
 
 READERS = 64
 
@@ -128,7 +127,7 @@ def test_it_is_not_kept_waiting_at_the_end(scope, setting, device, image, readin
         harness.wait_until("reads are under way", lambda: handle.poll(10) and running.largest["message"] > 1 << 16)
     status, seconds = running.close()
     assert status == 0
-    assert seconds < END_SECONDS + SLACK_SECONDS
+    assert seconds < harness.END_SECONDS + harness.SLACK_SECONDS
     assert [arguments for arguments, _ in setting.calls()] == [["start", "0"], ["stop", "0"]]
     assert not device.exists()
 
@@ -143,4 +142,4 @@ def test_requests_that_nobody_reads_do_not_block_the_end(scope, setting, device,
     handle.poll(100)
     status, seconds = running.close()
     assert status == 0
-    assert seconds < END_SECONDS + SLACK_SECONDS
+    assert seconds < harness.END_SECONDS + harness.SLACK_SECONDS

@@ -57,7 +57,9 @@ export class Transmission {
   #size;
   #structured;
   #allocation;
-  /** Bytes of a refused WRITE's payload that are still to come. */
+  /** @type {Request | null} a WRITE whose payload is not all here */
+  #write = null;
+  /** Bytes of its payload that are still to come. */
   #payloadLeft = 0;
 
   /**
@@ -76,7 +78,9 @@ export class Transmission {
    * @throws {ProtocolError}
    */
   next(input) {
-    this.#payloadLeft -= input.discard(this.#payloadLeft);
+    if (this.#write !== null) {
+      return this.#writeOnceWhole(input, this.#write);
+    }
     const bytes = input.take(REQUEST_LENGTH);
     if (bytes === null) {
       return null;
@@ -91,14 +95,29 @@ export class Transmission {
       return { type: "disconnect" };
     }
     const length = view.getUint32(24);
-    if (type === Command.WRITE) {
-      this.#payloadLeft = length;
-    }
     const cookie = view.getBigUint64(8);
     // Above 2^53 this is not exact, and need not be: no image reaches so far.
     const offset = view.getUint32(16) * 2 ** 32 + view.getUint32(20);
     const refusal = this.#refusal(type, view.getUint16(4), offset, length);
-    return { type: "request", request: { cookie, type, offset, length, refusal } };
+    const request = { cookie, type, offset, length, refusal };
+    if (type === Command.WRITE) {
+      this.#payloadLeft = length;
+      return this.#writeOnceWhole(input, request);
+    }
+    return { type: "request", request };
+  }
+
+  /**
+   * Clients don't expect the answer to a WRITE that they are still sending, refused or not.
+   *
+   * @param {ByteQueue} input
+   * @param {Request} write
+   * @returns {Incoming | null}
+   */
+  #writeOnceWhole(input, write) {
+    this.#payloadLeft -= input.discard(this.#payloadLeft);
+    this.#write = this.#payloadLeft > 0 ? write : null;
+    return this.#write === null ? { type: "request", request: write } : null;
   }
 
   /**
