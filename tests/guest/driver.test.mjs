@@ -9,7 +9,9 @@ const VM = join(ROOT, "tests/vm");
 const LIMIT_SECONDS = "600";
 
 /** @param {string[]} words the script that the guest is to run, after options of run.sh */
-const runInGuest = (...words) => output(join(VM, "run.sh"), ["-R", "-t", LIMIT_SECONDS, ...words]);
+async function runInGuest(...words) {
+  await output(join(VM, "run.sh"), ["-R", "-t", LIMIT_SECONDS, ...words]);
+}
 
 /**
  * @param {string} words of cargo
