@@ -14,16 +14,11 @@ use std::{
     time::Duration,
 };
 
-use nbd_kernel::{
-    fuse::{self as kernel_fuse, FileServer, MountOptions},
-    users::{self, User},
-};
+use nbd_kernel::fuse::{self as kernel_fuse, FileServer, MountOptions};
 use tokio::task::JoinHandle;
 
 use self::server::Server;
-use super::{
-    AttachRequest, Detached, DeviceError, DeviceSpec, blocking, kernel::lasting_users, loopdev,
-};
+use super::{AttachRequest, Detached, DeviceError, DeviceSpec, blocking, loopdev, users};
 use crate::paths;
 
 /// How far the page cache reads ahead in the file, in KiB; the kernel's 128 are few for a distant image.
@@ -46,25 +41,12 @@ impl FuseDevice {
     }
 
     pub(crate) async fn users(&self) -> Vec<String> {
-        let path = self.file.path().to_path_buf();
-        let find = move || {
-            users::of_mounted_file(&path)
-                .iter()
-                .map(User::to_string)
-                .collect()
-        };
-        blocking::run(find).await.unwrap_or_default()
+        users::of_mounted_file(self.file.path()).await
     }
 
     pub(crate) async fn detach(&self, force: bool) -> Result<Detached, DeviceError> {
         if !force {
-            let users = lasting_users(|| self.users()).await;
-            if !users.is_empty() {
-                return Err(DeviceError::InUse {
-                    device: self.path.clone(),
-                    users,
-                });
-            }
+            users::ensure_none(&self.path, || self.users()).await?;
         }
         self.file.close().await?;
         Ok(Detached::Free)

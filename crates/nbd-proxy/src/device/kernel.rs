@@ -1,13 +1,11 @@
 //! The kernel's NBD device, attached to one end of a socket pair whose other end we serve.
 
+mod attachment;
+mod leftovers;
+
 use std::{
     fs::File,
-    io::{self, Read},
-    os::{
-        fd::{AsFd, OwnedFd},
-        linux::net::SocketAddrExt,
-        unix::net::{SocketAddr, UnixDatagram},
-    },
+    io::Read,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,45 +14,27 @@ use std::{
 };
 
 use nbd::server::Transmission;
-use nbd_kernel::{
-    block::QueueTuning,
-    nbd::{
-        Attached, ConnectOptions, Device, IoctlAttachment, IoctlOptions, Netlink, driver_loaded,
-    },
-    users::{self, User},
-};
-use tokio::{
-    net::UnixStream,
-    sync::mpsc,
-    task::AbortHandle,
-    time::{Instant, sleep},
-};
+use tokio::{net::UnixStream, sync::mpsc, task::AbortHandle, time::sleep};
 
+use self::attachment::{Attachment, Plan};
+pub(crate) use self::{
+    attachment::LOAD_REMEDY,
+    leftovers::{cut_off, recover},
+};
 use super::{
-    AttachMode, AttachRequest, Detached, DeviceError, DeviceEvent, blocking,
+    AttachRequest, Detached, DeviceError, DeviceEvent, blocking,
     client::{self, ClientEnd},
+    users::{self, poll_until},
 };
 
 /// What the kernel sees, in bytes.
 const BLOCK_SIZE: u32 = 512;
-/// Larger requests and a longer readahead than the kernel's 128 KiB make up for the distance; 2 s is how soon a reader
-/// goes on after a reconfiguration (the price: a line "Possible stuck request" in the log at that pace while it waits).
-const TUNING: QueueTuning = QueueTuning {
-    read_ahead_kb: Some(1024),
-    max_sectors_kb: Some(1024),
-    io_timeout: Some(Duration::from_secs(2)),
-};
 /// After this long a detach that waits for us to read gets its socket closed instead.
 const POLITE: Duration = Duration::from_secs(1);
 /// A detach takes this long at most, and then a moment to see whether the device is free: bmcweb waits for us.
 const DETACH_LIMIT: Duration = Duration::from_secs(3);
 const FREE_LIMIT: Duration = Duration::from_millis(200);
-/// The same for a leftover, whose readers may still be on their way out.
-const RECOVER_LIMIT: Duration = Duration::from_secs(2);
-const POLL: Duration = Duration::from_millis(20);
 const DRAIN_POLL: Duration = Duration::from_millis(250);
-/// A look at a device that has just come or changed (udev's, for one) is over sooner than this.
-const PASSING: Duration = Duration::from_millis(300);
 
 /// An attached `/dev/nbdN`. Detached when dropped.
 #[derive(Debug)]
@@ -70,18 +50,12 @@ impl KernelDevice {
     }
 
     pub(crate) async fn users(&self) -> Vec<String> {
-        users_of(self.attachment.0.device.clone()).await
+        users::of_disk(self.attachment.device().disk()).await
     }
 
     pub(crate) async fn detach(&self, force: bool) -> Result<Detached, DeviceError> {
         if !force {
-            let users = lasting_users(|| self.users()).await;
-            if !users.is_empty() {
-                return Err(DeviceError::InUse {
-                    device: self.path.clone(),
-                    users,
-                });
-            }
+            users::ensure_none(&self.path, || self.users()).await?;
         }
         self.serving.leaving.store(true, Ordering::Release);
         let serving = self.serving.task.clone();
@@ -89,28 +63,21 @@ impl KernelDevice {
             sleep(POLITE).await;
             serving.abort();
         });
-        let inner = self.attachment.0.clone();
-        let disconnect = move || inner.disconnect().map_err(io::Error::other);
-        let result = blocking::run_within(DETACH_LIMIT, disconnect).await;
+        let disconnected = self.attachment.disconnect(DETACH_LIMIT).await;
         impatience.abort();
         self.serving.task.abort();
-        result.map_err(DeviceError::io(format!("detach {}", self.path)))?;
-        if self.freed_within(FREE_LIMIT).await {
+        disconnected.map_err(DeviceError::io(format!("detach {}", self.path)))?;
+        if poll_until(FREE_LIMIT, || !self.attachment.is_ours()).await {
             return Ok(Detached::Free);
         }
-        Ok(Detached::Draining {
-            users: self.users().await,
-        })
+        let users = self.users().await;
+        Ok(Detached::Draining { users })
     }
 
     pub(crate) async fn drained(&self) {
-        while self.attachment.0.is_ours() {
+        while self.attachment.is_ours() {
             sleep(DRAIN_POLL).await;
         }
-    }
-
-    async fn freed_within(&self, limit: Duration) -> bool {
-        poll_until(limit, || !self.attachment.0.is_ours()).await
     }
 }
 
@@ -130,7 +97,7 @@ pub(crate) async fn attach(
     let attachment = blocking::run(move || plan.carry_out(&theirs.into()))
         .await
         .map_err(DeviceError::io("start a thread"))??;
-    let path = attachment.0.device.disk().path();
+    let path = attachment.device().disk().path();
     let path = path.to_string_lossy().into_owned();
     first_read(path.clone()).await?;
     Ok(KernelDevice {
@@ -204,343 +171,6 @@ fn report_end(
         Err(error) => DeviceEvent::Failed(format!("the kernel's NBD connection failed: {error}")),
     };
     let _ = events.send(event);
-}
-
-/// What is to be attached, for the thread that does it.
-struct Plan {
-    index: Option<u32>,
-    mode: AttachMode,
-    size: u64,
-    flags: u16,
-    hold: Duration,
-    session: String,
-    backend: String,
-}
-
-impl Plan {
-    fn new(index: Option<u32>, request: &AttachRequest) -> Self {
-        Plan {
-            index,
-            mode: request.attach,
-            size: request.geometry.size,
-            flags: client::export(&request.name, &request.geometry)
-                .flags
-                .bits(),
-            hold: request.hold,
-            session: request.session.clone(),
-            backend: backend_identifier(&request.name, &request.session),
-        }
-    }
-
-    fn carry_out(&self, socket: &OwnedFd) -> Result<Attachment, DeviceError> {
-        load_driver().map_err(|error| self.explain(error))?;
-        let netlink = match self.mode {
-            AttachMode::Ioctl => None,
-            AttachMode::Automatic | AttachMode::Netlink => {
-                Netlink::open().map_err(|error| self.explain(error))?
-            }
-        };
-        let sign = sign_of_life(&self.session).ok();
-        let (device, way) = match (netlink, self.mode) {
-            (Some(netlink), _) => self.by_netlink(netlink, socket),
-            (None, AttachMode::Netlink) => return Err(self.no_netlink()),
-            (None, _) => self.by_ioctl(socket),
-        }
-        .map_err(|error| self.explain(error))?;
-        let _ = device.disk().tune(&TUNING); // an older kernel lacks a knob: the device is slower, no less right
-        let attached = device.attached();
-        Ok(Attachment(Arc::new(Inner {
-            device,
-            way,
-            attached,
-            detached: AtomicBool::new(false),
-            _sign: sign,
-        })))
-    }
-
-    fn by_netlink(&self, netlink: Netlink, socket: &OwnedFd) -> nbd_kernel::Result<(Device, Way)> {
-        let options = ConnectOptions {
-            index: self.index,
-            size: self.size,
-            block_size: BLOCK_SIZE,
-            server_flags: self.flags,
-            dead_connection_timeout: self.hold,
-            backend_identifier: &self.backend,
-        };
-        let index = netlink.connect(&options, socket.as_fd())?;
-        Ok((Device::new(index), Way::Netlink(netlink)))
-    }
-
-    fn by_ioctl(&self, socket: &OwnedFd) -> nbd_kernel::Result<(Device, Way)> {
-        let options = IoctlOptions {
-            size: self.size,
-            block_size: BLOCK_SIZE,
-            server_flags: self.flags,
-        };
-        let candidates = match self.index {
-            Some(index) => vec![index],
-            None => Device::all().iter().map(Device::index).collect(),
-        };
-        let mut failure = nbd_kernel::Error::NoNbdDriver;
-        for index in candidates {
-            let socket = socket.try_clone().map_err(|source| nbd_kernel::Error::Io {
-                action: "duplicate a socket".into(),
-                source,
-            })?;
-            match IoctlAttachment::attach(index, &options, socket) {
-                Ok(attachment) => return Ok((attachment.device().clone(), Way::Ioctl(attachment))),
-                Err(error @ nbd_kernel::Error::Busy { .. }) => failure = error,
-                Err(error) => return Err(error),
-            }
-        }
-        Err(failure)
-    }
-
-    fn device_name(&self) -> String {
-        self.index
-            .map_or_else(|| "nbd:".into(), |index| format!("/dev/nbd{index}"))
-    }
-
-    fn no_netlink(&self) -> DeviceError {
-        DeviceError::Unavailable {
-            device: self.device_name(),
-            cause:
-                "the kernel has no NBD netlink family here (Linux 4.12, first network namespace)"
-                    .into(),
-            remedy: "leave \"attach\" out of the configuration, or set it to \"ioctl\"".into(),
-        }
-    }
-
-    fn explain(&self, error: nbd_kernel::Error) -> DeviceError {
-        use nbd_kernel::Error;
-        let device = self.device_name();
-        let cause = error.to_string();
-        match error {
-            Error::Busy { index, .. } => busy(index, cause),
-            Error::NoDevice { .. } => {
-                let remedy = "load the driver with more of them: modprobe nbd nbds_max=N".into();
-                DeviceError::Unavailable {
-                    device,
-                    cause,
-                    remedy,
-                }
-            }
-            Error::NoNbdDriver => DeviceError::Unavailable {
-                device,
-                cause,
-                remedy: LOAD_REMEDY.into(),
-            },
-            error if error.is_permission() => {
-                let remedy = "run as root (CAP_SYS_ADMIN)".into();
-                DeviceError::Unavailable {
-                    device,
-                    cause,
-                    remedy,
-                }
-            }
-            Error::Io { action, source } => DeviceError::Io { action, source },
-            _ => DeviceError::Refused(cause),
-        }
-    }
-}
-
-/// What helps where the driver is missing.
-pub(crate) const LOAD_REMEDY: &str = "load it (modprobe nbd) or take a kernel that has it (CONFIG_BLK_DEV_NBD); the device loop: needs neither";
-
-fn busy(index: u32, cause: String) -> DeviceError {
-    let device = Device::new(index);
-    let users = std::iter::once(cause)
-        .chain(users::of_disk(device.disk()).iter().map(User::to_string))
-        .collect();
-    DeviceError::InUse {
-        device: format!("/dev/nbd{index}"),
-        users,
-    }
-}
-
-/// Loads the driver where it is missing and we may.
-pub(crate) fn load_driver() -> nbd_kernel::Result<()> {
-    if driver_loaded() {
-        return Ok(());
-    }
-    if rustix::process::geteuid().is_root() {
-        let _ = nbd_kernel::module::load("nbd"); // whether it helped shows next
-    }
-    if driver_loaded() {
-        Ok(())
-    } else {
-        Err(nbd_kernel::Error::NoNbdDriver)
-    }
-}
-
-/// A device that we attached. Detached when dropped, on a thread of its own.
-#[derive(Debug)]
-struct Attachment(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    device: Device,
-    way: Way,
-    /// What the kernel showed once it was ours: as long as it shows that, nobody else has attached it.
-    attached: Option<Attached>,
-    detached: AtomicBool,
-    _sign: Option<UnixDatagram>,
-}
-
-#[derive(Debug)]
-enum Way {
-    Netlink(Netlink),
-    Ioctl(IoctlAttachment),
-}
-
-impl Inner {
-    fn disconnect(&self) -> nbd_kernel::Result<()> {
-        if self.detached.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        match &self.way {
-            Way::Netlink(netlink) => netlink.disconnect(self.device.index())?,
-            Way::Ioctl(attachment) => {
-                attachment.disconnect()?;
-                let _ = attachment.wait(DETACH_LIMIT); // how it ended is no news: we ended it
-            }
-        }
-        self.detached.store(true, Ordering::Release);
-        Ok(())
-    }
-
-    fn is_ours(&self) -> bool {
-        self.attached.is_some() && self.device.attached() == self.attached
-    }
-}
-
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        if !self.0.detached.load(Ordering::Acquire) {
-            let inner = self.0.clone();
-            blocking::begin(move || {
-                let _ = inner.disconnect(); // a leftover that a successor frees
-            });
-        }
-    }
-}
-
-/// The names of those who use a device, found on a thread of its own.
-async fn users_of(device: Device) -> Vec<String> {
-    let find = move || {
-        users::of_disk(device.disk())
-            .iter()
-            .map(User::to_string)
-            .collect()
-    };
-    blocking::run(find).await.unwrap_or_default()
-}
-
-/// Users who are still there after a moment.
-pub(super) async fn lasting_users<F: Future<Output = Vec<String>>>(
-    users: impl Fn() -> F,
-) -> Vec<String> {
-    let first = users().await;
-    if first.is_empty() {
-        return first;
-    }
-    sleep(PASSING).await;
-    users().await
-}
-
-pub(super) async fn poll_until(limit: Duration, condition: impl Fn() -> bool) -> bool {
-    let deadline = Instant::now() + limit;
-    while !condition() {
-        if Instant::now() >= deadline {
-            return false;
-        }
-        sleep(POLL).await;
-    }
-    true
-}
-
-fn backend_identifier(name: &str, session: &str) -> String {
-    format!("nbd-proxy:{name}:{session}")
-}
-
-/// The session in a backend identifier of ours for that configuration. A name may have colons, a session has none.
-fn session_of<'a>(backend: &'a str, name: &str) -> Option<&'a str> {
-    let (owner, session) = backend.rsplit_once(':')?;
-    (owner.strip_prefix("nbd-proxy:")? == name).then_some(session)
-}
-
-/// An abstract socket that is bound as long as the process that attached lives: proof against taking another nbd-proxy's
-/// device for a leftover, should it have another runtime directory and so another lock.
-fn sign_of_life(session: &str) -> io::Result<UnixDatagram> {
-    UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(format!(
-        "nbd-proxy/{session}"
-    ))?)
-}
-
-fn is_alive(session: &str) -> bool {
-    sign_of_life(session).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
-}
-
-/// Cuts the devices off that a killed process left attached for configuration `name`: whoever reads them gets an error
-/// at once rather than when the hold is over. They are free when nobody has them open.
-pub(crate) async fn cut_off(name: &str) -> Result<Vec<Device>, DeviceError> {
-    let name = name.to_owned();
-    blocking::run(move || cut_off_now(&name))
-        .await
-        .map_err(DeviceError::io("detach a leftover"))?
-}
-
-fn cut_off_now(name: &str) -> Result<Vec<Device>, DeviceError> {
-    let mut leftovers = Vec::new();
-    for device in Device::all() {
-        let backend = device.attached().and_then(|attached| attached.backend);
-        let Some(session) = backend
-            .as_deref()
-            .and_then(|backend| session_of(backend, name))
-        else {
-            continue;
-        };
-        let path = device.disk().path();
-        if is_alive(session) {
-            let users = vec!["another nbd-proxy serves this configuration".into()];
-            return Err(DeviceError::InUse {
-                device: path.display().to_string(),
-                users,
-            });
-        }
-        disconnect(device.index())
-            .map_err(DeviceError::io(format!("detach {}", path.display())))?;
-        leftovers.push(device);
-    }
-    Ok(leftovers)
-}
-
-fn disconnect(index: u32) -> io::Result<()> {
-    let netlink = Netlink::open().map_err(io::Error::other)?;
-    let netlink = netlink.ok_or_else(|| io::Error::other("there is no NBD netlink family here"))?;
-    netlink.disconnect(index).map_err(io::Error::other)
-}
-
-/// Frees the devices whose backend identifier names configuration `name`.
-pub(crate) async fn recover(name: &str) -> Result<Vec<String>, DeviceError> {
-    let mut freed = Vec::new();
-    for device in cut_off(name).await? {
-        let path = device.disk().path();
-        if !poll_until(RECOVER_LIMIT, || !device_is_left(&device, name)).await {
-            let device_path = path.display().to_string();
-            return Err(DeviceError::InUse {
-                device: device_path,
-                users: users_of(device).await,
-            });
-        }
-        freed.push(format!("{} was still attached", path.display()));
-    }
-    Ok(freed)
-}
-
-fn device_is_left(device: &Device, name: &str) -> bool {
-    let backend = device.attached().and_then(|attached| attached.backend);
-    backend.is_some_and(|backend| session_of(&backend, name).is_some())
 }
 
 #[cfg(test)]

@@ -18,14 +18,13 @@ use std::{
 use nbd_kernel::{
     block::QueueTuning,
     loopdev::{self, Loop},
-    users::{self, User},
 };
 use tokio::time::sleep;
 
 use super::{
     AttachRequest, Detached, DeviceError, blocking,
     fuse::{FuseFile, Place, unmount_dead},
-    kernel::{lasting_users, poll_until},
+    users::{self, poll_until},
 };
 use crate::paths;
 
@@ -59,18 +58,12 @@ impl LoopDevice {
     }
 
     pub(crate) async fn users(&self) -> Vec<String> {
-        users_of(self.attached.device.clone()).await
+        users::of_disk(self.attached.device.disk()).await
     }
 
     pub(crate) async fn detach(&self, force: bool) -> Result<Detached, DeviceError> {
         if !force {
-            let users = lasting_users(|| self.users()).await;
-            if !users.is_empty() {
-                return Err(DeviceError::InUse {
-                    device: self.path.clone(),
-                    users,
-                });
-            }
+            users::ensure_none(&self.path, || self.users()).await?;
         }
         self.file.stop_answering().await;
         self.attached.detach().await?;
@@ -227,16 +220,6 @@ async fn detach(device: Loop) -> Result<(), DeviceError> {
         .map_err(DeviceError::io(action))
 }
 
-async fn users_of(device: Loop) -> Vec<String> {
-    let find = move || {
-        users::of_disk(device.disk())
-            .iter()
-            .map(User::to_string)
-            .collect()
-    };
-    blocking::run(find).await.unwrap_or_default()
-}
-
 /// Frees the loop devices and the mount left of configuration `name`.
 pub(super) async fn recover(name: &str, runtime_dir: &Path) -> Result<Vec<String>, DeviceError> {
     let directory = directory_path(name, runtime_dir)?;
@@ -248,7 +231,7 @@ pub(super) async fn recover(name: &str, runtime_dir: &Path) -> Result<Vec<String
         if !poll_until(RECOVER_LIMIT, || device.backing_file() != file).await {
             return Err(DeviceError::InUse {
                 device: path,
-                users: users_of(device).await,
+                users: users::of_disk(device.disk()).await,
             });
         }
         freed.push(format!("{path} was still attached"));

@@ -12,8 +12,8 @@ pub(crate) mod kernel;
 pub(crate) mod loopdev;
 pub(crate) mod socket;
 #[cfg(test)]
-#[cfg(feature = "fuse")]
 mod testing;
+mod users;
 
 use std::{
     fmt,
