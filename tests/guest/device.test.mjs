@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { Guest, Setting } from "../lib/guest.mjs";
-import { atEnd } from "../lib/process.mjs";
+import { atEnd, waitFor } from "../lib/process.mjs";
 import { PROGRAM, ROOT } from "../lib/program.mjs";
 
 /** What nbdkit serves where the bytes don't matter: each 8 bytes are their own offset. */
@@ -215,6 +215,34 @@ test("eject refuses a mounted device naming the mount, and --force says that it 
   await guest.run("umount /tmp/used");
   await server.detached("0");
   await share.ended();
+});
+
+test("serving again while the old mount exists is refused, and works once it is gone", async (t) => {
+  const setting = await Setting.make(t, guest, { 0: { "nbd-device": "/dev/nbd0" } });
+  const image = `${setting.folder}/fs`;
+  await guest.run(`truncate -s 8M ${image} && mkfs.ext4 -q ${image} && mkdir -p /tmp/old`);
+  const server = await setting.serve(8000);
+  const share = `${PROGRAM} share ${image} 'http://127.0.0.1:8000/#token=${server.token}'`;
+  const first = await setting.start(share);
+  await server.attached("0");
+  await guest.run("mount -t ext4 -o ro,noload /dev/nbd0 /tmp/old");
+  atEnd(t, () => guest.try("umount /tmp/old"));
+  await first.kill("INT");
+  await first.ended();
+  await waitFor("it drains", async () => (await server.session("0")).state === "draining");
+
+  const second = await setting.start(share);
+  assert.equal(await second.ended(), 1);
+  assert.match(await second.output(), /\/tmp\/old|draining|in use/);
+  assert.equal(await guest.run("grep -c /tmp/old /proc/mounts"), "1");
+
+  await guest.run("umount /tmp/old");
+  await server.detached("0");
+  const third = await setting.start(share);
+  await server.attached("0");
+  assert.equal(await hash("/dev/nbd0"), await hash(image));
+  await third.kill("INT");
+  assert.equal(await third.ended(), 0, await third.output());
 });
 
 test("a USB gadget's hold on the device counts as use", async (t) => {
