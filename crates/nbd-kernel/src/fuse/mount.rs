@@ -18,6 +18,10 @@ use crate::error::{Doing, Result};
 use crate::mounts;
 
 const SUBTYPE: &str = "nbd-proxy";
+/// The least number of a connection's descriptor. A killed process releases its files from the highest number down
+/// (`close_files` in `fs/file.c` puts each on the list that `task_work_run` takes from its end), and the release of a
+/// loop device that we were attaching waits for reads that only the end of its FUSE connection ends.
+const HIGH: i32 = 896;
 
 /// How to mount.
 #[derive(Debug, Clone, Copy)]
@@ -33,10 +37,12 @@ pub struct MountOptions<'a> {
 /// Mounts a read-only file system whose root is a regular file. The descriptor is non-blocking; its first
 /// request is INIT.
 pub fn mount(options: &MountOptions<'_>) -> Result<OwnedFd> {
-    match mount_directly(options) {
+    let device = match mount_directly(options) {
         Err(e) if e.is_permission() => mount_by_helper(options),
         result => result,
-    }
+    }?;
+    // Without room up there everything works but being killed in the middle of an attach.
+    Ok(rustix::io::fcntl_dupfd_cloexec(&device, HIGH).unwrap_or(device))
 }
 
 /// Unmounts, also while somebody has the file open, and whether the server lives or not. Nothing to do is no

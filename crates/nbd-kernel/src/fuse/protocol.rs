@@ -35,6 +35,9 @@ const INIT_ASYNC_READ: u32 = 1;
 const INIT_ASYNC_DIO: u32 = 1 << 15;
 const INIT_MAX_PAGES: u32 = 1 << 22;
 const OPEN_KEEP_CACHE: u32 = 1 << 1;
+/// Closing the file asks nothing of us (since Linux 5.16; an older kernel ignores it). We open it ourselves, and a
+/// process that is killed meanwhile would wait in its exit for the answer that it can't give any more.
+const OPEN_NO_FLUSH: u32 = 1 << 5;
 
 const MODE_REGULAR: u32 = 0o100_000;
 /// Reads ahead and reads of a loop device count as background; the default of 12 would limit them.
@@ -202,7 +205,10 @@ pub fn reply_header(unique: u64, errno: i32, length: u32) -> [u8; OUT_HEADER as 
 }
 
 fn open(unique: u64) -> Vec<u8> {
-    let out = Bytes::default().u64(0).u32(OPEN_KEEP_CACHE).u32(0);
+    let out = Bytes::default()
+        .u64(0)
+        .u32(OPEN_KEEP_CACHE | OPEN_NO_FLUSH)
+        .u32(0);
     reply(unique, &out.0)
 }
 

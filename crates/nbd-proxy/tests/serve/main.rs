@@ -6,6 +6,7 @@ mod disk;
 mod events;
 mod harness;
 mod http;
+mod killed;
 mod links;
 mod page;
 mod sessions;

@@ -100,6 +100,27 @@ impl Page {
         .expect("the server closes")
     }
 
+    /// Serves `content` up to the first request, which it leaves unanswered.
+    pub(crate) async fn stall(&mut self, content: &[u8]) {
+        let mut server = NbdServer::new(Bytes::copy_from_slice(content));
+        let asked = async {
+            loop {
+                if let NbdServer::Handshake(..) = server {
+                    for part in server.output() {
+                        self.socket.send(Message::binary(part)).await.unwrap();
+                    }
+                }
+                let message = self.socket.next().await.unwrap().unwrap();
+                match server {
+                    _ if !message.is_binary() => {}
+                    NbdServer::Transmission(..) => return,
+                    NbdServer::Handshake(..) => server.input(message.into_payload().into()),
+                }
+            }
+        };
+        timeout(PATIENCE, asked).await.expect("a request");
+    }
+
     /// Serves `content` in a task, until the link ends.
     pub(crate) fn serve(self, content: &[u8]) -> Serving {
         let content = Bytes::copy_from_slice(content);
