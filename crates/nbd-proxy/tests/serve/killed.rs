@@ -1,6 +1,9 @@
 //! A server that is killed in the middle of an attach, which reads the device that only the server answers for.
 
-use crate::{harness::Server, page::Page};
+use crate::{
+    harness::Server,
+    page::{Page, until},
+};
 
 /// A process in its exit that waits for itself would keep the configuration's lock for ever.
 async fn is_gone_once_killed(device: &str) {
