@@ -148,10 +148,7 @@ fn lint() -> Result<(), Failure> {
 }
 
 fn doc() -> Result<(), Failure> {
-    run(
-        line("cargo doc --quiet --workspace --no-deps")
-            .env("RUSTDOCFLAGS", "-Dwarnings"),
-    )
+    run(line("cargo doc --quiet --workspace --no-deps").env("RUSTDOCFLAGS", "-Dwarnings"))
 }
 
 fn deny() -> Result<(), Failure> {

@@ -56,7 +56,7 @@ impl FuseDevice {
     pub(crate) async fn drained(&self) {}
 }
 
-/// Attaches a file at `path`, or at `R/NAME.img`. It has the image's length to the byte.
+/// Attaches a file at `path`, or at `R/NAME.img`. It is as long as every other device of the image: padded to 512 bytes.
 pub(crate) async fn attach(
     path: Option<&Path>,
     request: AttachRequest,
@@ -65,7 +65,7 @@ pub(crate) async fn attach(
     let place = Place {
         path,
         allow_other: rustix::process::geteuid().is_root(),
-        size: request.geometry.image_size,
+        size: request.geometry.size,
     };
     let file = FuseFile::mount(place, &request).await?;
     let path = file.path().to_path_buf();

@@ -60,6 +60,13 @@ impl Bench {
         self.runtime_dir.path()
     }
 
+    /// The image as a device shows it: padded with zeros to the sector.
+    pub(super) fn disk(&self) -> Vec<u8> {
+        let mut disk = self.image.clone();
+        disk.resize(disk.len().next_multiple_of(512), 0);
+        disk
+    }
+
     /// From now on no request is answered: the link is dead.
     pub(super) fn fall_silent(&mut self) {
         self.silence.take();

@@ -9,7 +9,7 @@ async fn attach_default(bench: &Bench) -> FuseDevice {
 }
 
 #[tokio::test]
-async fn a_file_has_the_image_to_the_byte_and_goes_with_the_session() {
+async fn a_file_has_the_image_padded_to_the_sector_and_goes_with_the_session() {
     if !have_root() {
         return;
     }
@@ -18,7 +18,7 @@ async fn a_file_has_the_image_to_the_byte_and_goes_with_the_session() {
     let path = PathBuf::from(device.path());
     assert_eq!(path, bench.request.runtime_dir.join("0.img"));
     assert!(
-        read_by_other(&path).await.unwrap() == bench.image,
+        read_by_other(&path).await.unwrap() == bench.disk(),
         "the bytes differ"
     );
     let facts = blocking::run({
@@ -27,7 +27,7 @@ async fn a_file_has_the_image_to_the_byte_and_goes_with_the_session() {
     })
     .await
     .unwrap();
-    assert_eq!((facts.len(), facts.mode() & 0o777), (3_000_001, 0o444));
+    assert_eq!((facts.len(), facts.mode() & 0o777), (3_000_320, 0o444));
     assert_eq!(device.detach(false).await.unwrap(), Detached::Free);
     assert!(!path.exists());
     assert_eq!(
@@ -59,7 +59,7 @@ async fn an_open_file_is_not_ejected_unless_forced() {
         "{users:?}"
     );
     assert!(
-        read_by_other(&path).await.unwrap() == bench.image,
+        read_by_other(&path).await.unwrap() == bench.disk(),
         "it still works"
     );
     assert_eq!(device.detach(true).await.unwrap(), Detached::Free);
@@ -138,7 +138,7 @@ async fn a_file_that_is_served_is_neither_taken_for_a_leftover_nor_mounted_twice
         attach(None, bench.request.clone()).await,
         Err(DeviceError::InUse { .. })
     ));
-    assert!(read_by_other(device.path()).await.unwrap() == bench.image);
+    assert!(read_by_other(device.path()).await.unwrap() == bench.disk());
     device.detach(false).await.unwrap();
 }
 
