@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
+import { INSECURE_NAME } from "../lib/browsers.mjs";
 import { noise, sha256 } from "../lib/images.mjs";
 import { attach, browser, openPage, waitUntilSaid } from "../lib/page.mjs";
 import { output, run, temporaryFolder, waitFor } from "../lib/process.mjs";
@@ -98,6 +99,16 @@ for (const name of /** @type {const} */ (["chromium", "firefox"])) {
     await waitUntilSaid(tab, /shrinking\.img.*(changed|read|not as long)/i);
   });
 }
+
+test("plain http on a LAN, which browsers don't call secure, is good enough", async (t) => {
+  const server = await serve(t, SOCKET, { serve: { hosts: [INSECURE_NAME] } });
+  const image = await noise(join(server.folder, "image"), 3_000_000 - (3_000_000 % 512));
+  const address = server.address.replace("127.0.0.1", INSECURE_NAME);
+  const { tab, session } = await attach(t, "chromium", Object.assign(server, { address }), image);
+  assert.equal(await tab.evaluate("isSecureContext"), false);
+  const uri = `nbd+unix:///?socket=${session.device}`;
+  await output("qemu-img", ["compare", "-f", "raw", "-F", "raw", image, uri]);
+});
 
 test("two browsers at one configuration: the second is told who is there", async (t) => {
   const server = await serve(t, SOCKET);

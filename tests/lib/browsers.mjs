@@ -3,6 +3,8 @@
 import { firefox } from "./bidi.mjs";
 import { chromium, webkit } from "./webdriver.mjs";
 
+export { INSECURE_NAME } from "./webdriver.mjs";
+
 export const BROWSERS = { chromium, firefox, webkit };
 
 /** @typedef {Awaited<ReturnType<typeof chromium>> | Awaited<ReturnType<typeof firefox>>} Browser */

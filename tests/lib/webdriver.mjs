@@ -18,12 +18,16 @@ const CHROMIUM_ARGUMENTS = [
   "--disable-sync",
 ];
 
+/** A name of this machine that browsers don't trust as they trust localhost: pages there are no secure context. */
+export const INSECURE_NAME = "insecure.test";
+
 const MINI_BROWSER = "/usr/lib/x86_64-linux-gnu/webkit2gtk-4.1/MiniBrowser";
 
 /** @returns {Promise<Browser>} */
 export async function chromium() {
   const profile = await mkdtemp(join(tmpdir(), "nbd-proxy-chromium-"));
-  const args = [...CHROMIUM_ARGUMENTS, `--user-data-dir=${profile}`];
+  const resolve = `--host-resolver-rules=MAP ${INSECURE_NAME} 127.0.0.1`;
+  const args = [...CHROMIUM_ARGUMENTS, resolve, `--user-data-dir=${profile}`];
   const options = { "goog:chromeOptions": { binary: "/usr/bin/chromium", args } };
   const browser = await start("chromedriver", options, process.env, []);
   browser.onClosed(() => rm(profile, { recursive: true, force: true, maxRetries: 5 }));
