@@ -23,7 +23,7 @@ use crate::{
     config::{Config, Configuration, Media},
     device::{AttachMode, DeviceSpec},
     hook::Hook,
-    link::Link,
+    link::{Link, Peer},
 };
 
 /// How long an eject by force may take before it is answered.
@@ -70,6 +70,8 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     /// How long the session is kept without a link.
     pub(crate) hold: Duration,
+    /// How long the peer of a `v=1` link may be silent.
+    pub(crate) silence: Duration,
     /// How much is asked of a link.
     pub(crate) limits: Limits,
     /// How long a device may take to detach, or to finish attaching, once the session is over.
@@ -121,6 +123,7 @@ impl Settings {
             media: configuration.media,
             timeout: config.timeout,
             hold: configuration.hold,
+            silence: configuration.silence,
             limits: Limits {
                 max_request: configuration.max_request.unwrap_or(limits.max_request),
                 max_in_flight: configuration.max_in_flight.unwrap_or(limits.max_in_flight),
@@ -175,10 +178,8 @@ pub(crate) struct Status {
     pub(crate) size: u64,
     /// Whether the machine can only read.
     pub(crate) read_only: bool,
-    /// Who serves the image.
-    pub(crate) user: String,
-    /// From where.
-    pub(crate) from: String,
+    /// Who serves the image, or did so last.
+    pub(crate) peer: Peer,
     /// Since when there is a session.
     pub(crate) since: SystemTime,
     /// Bytes that the machine has read.
@@ -221,6 +222,7 @@ pub(crate) struct Attachment {
 #[derive(Debug)]
 enum Order {
     Link(Link),
+    Challenge(Link),
     End(EndReason),
     Eject {
         force: bool,
@@ -241,8 +243,7 @@ impl Attachment {
             device: None,
             size: 0,
             read_only: true,
-            user: String::new(),
-            from: String::new(),
+            peer: Peer::default(),
             since: SystemTime::now(),
             bytes_read: 0,
             requests: 0,
@@ -255,6 +256,13 @@ impl Attachment {
     pub(crate) fn link(&self, link: Link) {
         // A session that is over drops the link, which closes it.
         let _ = self.orders.send(Order::Link(link));
+    }
+
+    /// Gives it a link that may take over once it has shown that it serves the same image. Until then, and if it does
+    /// not, the link that it may have serves on.
+    #[cfg(feature = "serve")]
+    pub(crate) fn challenge(&self, link: Link) {
+        let _ = self.orders.send(Order::Challenge(link));
     }
 
     /// Ends it in order, whoever uses the device. Later reasons than the first change nothing.

@@ -72,6 +72,9 @@ pub struct DeviceState {
     pub resumed: bool,
     /// How long the session is still held, in seconds, unless it is served.
     pub seconds_left: Option<u64>,
+    /// How long the session is held when its link is lost, in seconds; 0: not at all.
+    #[serde(default)]
+    pub hold: u64,
 }
 
 /// Where a device is in its life.
@@ -250,11 +253,12 @@ mod tests {
             read_only: true,
             resumed: true,
             seconds_left: Some(299),
+            hold: 300,
         };
         let text = ServerMessage::State(state.clone()).encode();
         assert_eq!(
             text,
-            r#"{"type":"state","phase":"held","configuration":"0","device":"/dev/nbd0","size":512,"read_only":true,"resumed":true,"seconds_left":299}"#
+            r#"{"type":"state","phase":"held","configuration":"0","device":"/dev/nbd0","size":512,"read_only":true,"resumed":true,"seconds_left":299,"hold":300}"#
         );
         assert_eq!(
             ServerMessage::parse(&text).unwrap(),

@@ -6,6 +6,7 @@ use nbd_session::{Geometry, ImageInfo};
 use tokio::sync::watch;
 
 use super::{Outcome, Phase, Status};
+use crate::link::Peer;
 
 /// How often mere counting is published.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -57,9 +58,8 @@ impl Board {
         self.counted = true;
     }
 
-    pub(super) fn set_peer(&mut self, user: String, from: String) {
-        self.status.user = user;
-        self.status.from = from;
+    pub(super) fn set_peer(&mut self, peer: Peer) {
+        self.status.peer = peer;
         self.changed = true;
     }
 

@@ -177,7 +177,7 @@ impl Worker {
                 .as_ref()
                 .map(|image| image.name.clone())
                 .unwrap_or_default(),
-            user: status.user.clone(),
+            user: status.peer.user.clone(),
             media: self.settings.media.as_str().into(),
         }
     }

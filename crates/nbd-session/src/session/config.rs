@@ -126,7 +126,15 @@ pub enum SessionEvent {
         reason: String,
     },
     /// A new link serves the same image: waiting requests go on.
-    Resumed,
+    Resumed {
+        /// Which link.
+        link: LinkId,
+    },
+    /// A challenger has shown that it serves the same image, and serves the session from now on.
+    TakenOver {
+        /// Which link.
+        link: LinkId,
+    },
     /// The session is to end: run the stop hook, detach, then call `end`. Requests are served while the link lives.
     Ending(EndReason),
     /// The session has ended and every request is answered. Nothing but [`Output::Complete`] follows.

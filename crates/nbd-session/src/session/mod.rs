@@ -1,6 +1,7 @@
 //! One image, kept reachable: what a session is, what happens to it, and when.
 
 mod assembly;
+mod challenge;
 mod config;
 mod identity;
 mod link;
@@ -50,6 +51,8 @@ pub struct Session {
     ending: Option<EndReason>,
     identity: Option<Identity>,
     link: Option<Link>,
+    /// A link that may take over from `link`.
+    challenger: Option<Link>,
     newest: LinkId,
     resumed: bool,
     /// How many writing commands were sent.
@@ -84,6 +87,7 @@ impl Session {
             ending: None,
             identity: None,
             link: None,
+            challenger: None,
             newest: LinkId(0),
             resumed: false,
             writes: 0,
@@ -100,8 +104,7 @@ impl Session {
     /// A new link exists. It supersedes the older one at once, and serves the session when its handshake is done and
     /// its image is the session's.
     pub fn open_link(&mut self, now: Instant, kind: LinkKind) -> LinkId {
-        self.newest = LinkId(self.newest.0 + 1);
-        let id = self.newest;
+        let id = self.next_link();
         if let Some(older) = self.link.take() {
             self.close(older.id, close::SUPERSEDED, "superseded by a newer link");
             self.requests.requeue();
@@ -126,6 +129,9 @@ impl Session {
             return;
         };
         current.hear(now);
+        if self.is_challenger(link) {
+            return self.weigh_data(now, data);
+        }
         if let Err(fault) = self.receive(data) {
             self.fail_link(now, &fault);
         }
@@ -138,6 +144,9 @@ impl Session {
             return;
         };
         current.hear(now);
+        if self.is_challenger(link) {
+            return self.weigh_text(text);
+        }
         if let Err(fault) = self.receive_text(now, text) {
             self.fail_link(now, &fault);
         }
@@ -156,6 +165,10 @@ impl Session {
             return;
         };
         let served = current.is_trusted();
+        if self.is_challenger(link) {
+            self.challenger = None;
+            return;
+        }
         match closing {
             Closing::Clean if served || self.state == State::Opening => {
                 self.link = None;
@@ -212,11 +225,10 @@ impl Session {
             State::Held { until } => Some(until),
             _ => None,
         };
-        let link = self
-            .link
-            .as_ref()
-            .and_then(|link| link.next_timeout(&self.config));
-        held.into_iter().chain(link).min()
+        let links = [&self.link, &self.challenger].into_iter().flatten();
+        held.into_iter()
+            .chain(links.filter_map(|link| link.next_timeout(&self.config)))
+            .min()
     }
 
     /// The time that [`Self::poll_timeout`] gave has come. Calling it at any other time is harmless.
@@ -241,6 +253,7 @@ impl Session {
         {
             self.send_text(&ServerMessage::Beat);
         }
+        self.time_challenger(now);
         self.pump(now);
     }
 
@@ -276,9 +289,17 @@ impl Session {
         self.state == State::Ended
     }
 
-    /// The link, unless it is an older one that is forgotten.
+    fn next_link(&mut self) -> LinkId {
+        self.newest = LinkId(self.newest.0 + 1);
+        self.newest
+    }
+
+    /// The link, or the one that may take over, unless it is an older one that is forgotten.
     fn current(&mut self, id: LinkId) -> Option<&mut Link> {
-        self.link.as_mut().filter(|link| link.id == id)
+        [&mut self.link, &mut self.challenger]
+            .into_iter()
+            .flatten()
+            .find(|link| link.id == id)
     }
 
     fn receive_text(&mut self, now: Instant, text: &str) -> Result<(), Fault> {
@@ -286,12 +307,10 @@ impl Session {
             return Ok(());
         };
         if link.kind == LinkKind::Plain {
-            return Err(Fault::violation("a text message on a plain link"));
+            return Err(Fault::text_on_plain());
         }
         match PageMessage::parse(text).map_err(Fault::violation)? {
-            PageMessage::Image(_) if link.image.is_some() => {
-                Err(Fault::violation("a second `image` message"))
-            }
+            PageMessage::Image(_) if link.image.is_some() => Err(Fault::second_image()),
             PageMessage::Image(image) => {
                 if let Some(identity) = &self.identity {
                     identity.check_announced(&image, LinkKind::V1, self.writes > 0)?;
@@ -313,7 +332,8 @@ impl Session {
         match self.state {
             State::Opening => self.finish(EndReason::Bye),
             State::Held { .. } => {
-                self.lose_link(now, "`bye` before it served the image", Some(close::NORMAL));
+                let Fault { code, reason } = Fault::early_bye();
+                self.lose_link(now, &reason, Some(code));
             }
             State::Served if self.ending.is_none() => {
                 self.ending = Some(EndReason::Bye);
@@ -360,9 +380,14 @@ impl Session {
 
     /// The link has shown that it serves the session's image.
     fn resume(&mut self, now: Instant) {
+        if let Some(link) = &self.link
+            && self.state != State::Served
+        {
+            let resumed = SessionEvent::Resumed { link: link.id };
+            self.outputs.push_back(Output::Event(resumed));
+        }
         self.state = State::Served;
         self.resumed = true;
-        self.outputs.push_back(Output::Event(SessionEvent::Resumed));
         self.send_state(now);
     }
 
@@ -391,6 +416,9 @@ impl Session {
             };
             self.send_bytes(link.id, goodbye);
             self.close(link.id, reason.close_code(), &reason.to_string());
+        }
+        if let Some(link) = self.challenger.take() {
+            self.close(link.id, close::GOING_AWAY, "the session has ended");
         }
         self.outputs
             .push_back(Output::Event(SessionEvent::Ended(reason)));
@@ -438,6 +466,7 @@ impl Session {
             read_only: self.export().is_none_or(Export::is_read_only),
             resumed: self.resumed,
             seconds_left,
+            hold: self.config.hold.as_secs(),
         }));
     }
 

@@ -113,7 +113,7 @@ impl Session {
     }
 
     /// Whether the link is at `stage` and has nothing left to ask or wait for.
-    fn is_done_with(&self, stage: impl Fn(&Stage) -> bool) -> bool {
+    pub(super) fn is_done_with(&self, stage: impl Fn(&Stage) -> bool) -> bool {
         self.link
             .as_ref()
             .is_some_and(|link| stage(&link.stage) && link.agenda.is_empty() && link.is_idle())
@@ -133,7 +133,7 @@ impl Session {
             .or_else(|| self.next_request())
     }
 
-    fn next_of_agenda(&mut self) -> Option<(Job, CommandFlags, Command)> {
+    pub(super) fn next_of_agenda(&mut self) -> Option<(Job, CommandFlags, Command)> {
         let link = self.link.as_mut()?;
         let (flags, command) = loop {
             match link.agenda.front()? {
@@ -216,7 +216,7 @@ impl Session {
         }
     }
 
-    fn send(
+    pub(super) fn send(
         &mut self,
         now: Instant,
         job: Job,

@@ -65,6 +65,11 @@ impl Volume {
         self.session.open_link(now, kind)
     }
 
+    /// See [`Session::challenge`].
+    pub fn challenge(&mut self, now: Instant, kind: LinkKind) -> LinkId {
+        self.session.challenge(now, kind)
+    }
+
     /// See [`Session::handle_data`].
     pub fn handle_data(&mut self, now: Instant, link: LinkId, data: Bytes) {
         self.session.handle_data(now, link, data);

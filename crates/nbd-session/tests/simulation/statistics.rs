@@ -8,7 +8,7 @@ use std::fmt;
 pub(crate) struct Statistics(BTreeMap<&'static str, u64>);
 
 /// What a thousand schedules must contain.
-const EXPECTED: [&str; 16] = [
+const EXPECTED: [&str; 17] = [
     "answered",
     "answered after the end",
     "crashes",
@@ -25,6 +25,7 @@ const EXPECTED: [&str; 16] = [
     "link closed: 4410",
     "link closed: 4412",
     "resumed",
+    "taken over",
 ];
 
 impl Statistics {

@@ -256,6 +256,21 @@ impl World {
         let kind = self.random.pick(self.kinds);
         let link = self.volume.open_link(self.instant(), kind);
         self.page.unflushed = 0;
+        self.greet(link, kind, offer);
+    }
+
+    /// Another page would like to take over.
+    fn challenge(&mut self) {
+        if self.now >= self.leaves || self.writable {
+            return;
+        }
+        let offer = self.next_offer();
+        let kind = self.random.pick(self.kinds);
+        let link = self.volume.challenge(self.instant(), kind);
+        self.greet(link, kind, offer);
+    }
+
+    fn greet(&mut self, link: LinkId, kind: LinkKind, offer: Offer) {
         let mut connection = Connection::new(link, kind, offer, &self.page);
         let (text, greeting) = connection.open(&self.page);
         self.connections.push(connection);
@@ -454,6 +469,7 @@ impl World {
             }
             87..88 => self.volume.drain(self.instant(), EndReason::Ejected),
             88..89 => self.volume.end(self.instant(), EndReason::Ejected),
+            89..96 => self.challenge(),
             _ => {}
         }
     }
@@ -542,6 +558,8 @@ impl World {
             close::BAD_IMAGE => "link closed: 4400",
             close::TIMEOUT => "link closed: 4408",
             close::OTHER_IMAGE => "link closed: 4410",
+            close::IN_USE => "link closed: 4409",
+            close::GOING_AWAY => "link closed: 1001",
             close::SUPERSEDED => "link closed: 4412",
             _ => panic!("closed with {code}: {reason}"),
         });
@@ -580,13 +598,17 @@ impl World {
                 assert!(until > self.instant());
                 self.statistics.count("held");
             }
-            SessionEvent::Resumed => {
+            SessionEvent::Resumed { link } => {
                 assert!(
                     std::mem::replace(&mut self.held, false),
                     "resumed without being held"
                 );
-                self.check_resumed();
+                self.check_resumed(link);
                 self.statistics.count("resumed");
+            }
+            SessionEvent::TakenOver { link } => {
+                self.check_resumed(link);
+                self.statistics.count("taken over");
             }
             SessionEvent::Ending(_) => {
                 let delay = self.random.below(5 * SECOND);
@@ -610,8 +632,8 @@ impl World {
     }
 
     /// A link that resumes offers the session's image, as far as its kind lets one see.
-    fn check_resumed(&self) {
-        let offer = self.connections.last().unwrap().offer;
+    fn check_resumed(&self, link: LinkId) {
+        let offer = self.connections[self.connection(link)].offer;
         let same = match self.kinds {
             [LinkKind::V1] => offer == Offer::Right || offer == Offer::Modified && self.writable,
             [LinkKind::Plain] => {
