@@ -3,8 +3,8 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Background, freePort, run, waitFor } from "./process.mjs";
-import { PROGRAM, ROOT } from "./program.mjs";
+import { atEnd, Background, freePort, run, waitFor } from "./process.mjs";
+import { PROGRAM, ROOT, Server } from "./program.mjs";
 
 const VM = join(ROOT, "tests/vm");
 
@@ -82,6 +82,22 @@ export class Guest {
     await waitFor(`in the guest: ${what}`, succeeded, PATIENCE_SECONDS);
   }
 
+  /** @param {string} path in the guest @param {string} content */
+  async write(path, content) {
+    const encoded = Buffer.from(content).toString("base64");
+    await this.run(`echo ${encoded} | base64 -d >${path}`);
+  }
+
+  /**
+   * Makes what listens on loopback in the guest reachable from the host, standing in for a network.
+   *
+   * @param {number} port of the guest
+   */
+  async expose(port) {
+    const relay = `socat TCP-LISTEN:${port},bind=10.0.2.15,fork,reuseaddr TCP:127.0.0.1:${port}`;
+    await this.run(`pgrep -f '^${relay}' >/dev/null || { setsid ${relay} >/dev/null 2>&1 & }`);
+  }
+
   /** @param {number} port of the guest @returns {string} where this machine reaches it */
   address(port) {
     return `http://127.0.0.1:${this.ports.get(port)}/`;
@@ -98,6 +114,9 @@ export class Guest {
  * One setting of nbd-proxy in a guest: a folder with its configuration, runtime folder and a recording state hook.
  */
 export class Setting {
+  /** @type {Job[]} */
+  #jobs = [];
+
   /** @param {Guest} guest @param {string} folder in the guest */
   constructor(guest, folder) {
     this.guest = guest;
@@ -106,19 +125,23 @@ export class Setting {
   }
 
   /**
+   * Makes one, what is started in it ends with the test.
+   *
+   * @param {import("node:test").TestContext} t
    * @param {Guest} guest
    * @param {Record<string, Record<string, unknown>>} configurations
    */
-  static async make(guest, configurations) {
+  static async make(t, guest, configurations) {
     const folder = await guest.run("mktemp -d");
     const setting = new Setting(guest, folder);
+    atEnd(t, () => setting.#end());
     const hook = `${folder}/state`;
     const all = Object.entries(configurations).map(([name, value]) => [
       name,
       { "state-hook": hook, ...value },
     ]);
-    await setting.#write(
-      "config.json",
+    await guest.write(
+      `${folder}/config.json`,
       JSON.stringify({ configurations: Object.fromEntries(all) }),
     );
     // What a hook sees of the device is part of its record: the size in sectors, and that it can be read.
@@ -126,45 +149,79 @@ export class Setting {
       echo "sectors=$(cat /sys/block/\${NBD_PROXY_DEVICE#/dev/}/size)"
       [ "$1" = stop ] || echo "first=$(head -c 512 "$NBD_PROXY_DEVICE" | sha256sum | cut -c1-64)"
       echo; } >>${folder}/calls`;
-    await setting.#write("state", `#!/bin/sh\n${record}\n`);
+    await guest.write(hook, `#!/bin/sh\n${record}\n`);
     await guest.run(`chmod +x ${hook}; mkdir ${folder}/run`);
     return setting;
   }
 
-  /** @param {string} name @param {string} content */
-  async #write(name, content) {
-    const encoded = Buffer.from(content).toString("base64");
-    await this.guest.run(`echo ${encoded} | base64 -d >${this.folder}/${name}`);
+  /**
+   * Starts a program in the background, its messages going to a file.
+   *
+   * @param {string} command
+   * @param {string} [redirections] of its input and output
+   * @returns {Promise<Job>}
+   */
+  async start(command, redirections = "") {
+    const name = `${this.folder}/job${this.#jobs.length}`;
+    const script = `${this.env} setsid ${command} >${name}.log 2>&1 ${redirections} &
+      echo $! >${name}.pid
+      wait $!
+      echo $? >${name}.status`;
+    await this.guest.write(`${name}.sh`, script);
+    await this.guest.run(
+      `setsid sh ${name}.sh >/dev/null 2>&1 & while [ ! -s ${name}.pid ]; do sleep 0.02; done`,
+    );
+    const job = new Job(this.guest, name);
+    this.#jobs.push(job);
+    return job;
   }
 
   /**
-   * Starts a program in the background; its messages go to a file.
+   * Starts the stdin/stdout form on two pipes, fed by nbdkit.
    *
-   * @param {string} command
-   * @returns {Promise<Job>}
+   * @param {string} configuration
+   * @param {string} nbdkit its plugin, filters and parameters
    */
-  async start(command) {
-    const log = `${this.folder}/log.${Math.random().toString(36).slice(2)}`;
-    const pid = await this.guest.run(`${this.env} setsid ${command} >${log} 2>&1 & echo $!`);
-    return new Job(this.guest, Number(pid), log);
+  async feed(configuration, nbdkit) {
+    const name = `${this.folder}/feed${this.#jobs.length}`;
+    const server = await this.start(`nbdkit -f -r -U ${name}.sock ${nbdkit}`);
+    await this.guest.waitFor("nbdkit listens", `[ -S ${name}.sock ]`);
+    await this.guest.run(`mkfifo ${name}.in ${name}.out`);
+    const peer = await this.start(`socat - UNIX-CONNECT:${name}.sock`, `>${name}.in <${name}.out`);
+    const program = await this.start(`${PROGRAM} ${configuration}`, `<${name}.in >${name}.out`);
+    return { program, peer, server };
   }
 
   /**
    * Starts `nbd-proxy serve` where the host reaches it.
    *
    * @param {number} port of the guest
-   * @returns {Promise<Job & {address: string, url: URL, token: string}>}
    */
   async serve(port) {
-    // It listens on loopback only, as it does by default; a relay stands in for the network.
-    await this.guest.run(
-      `pgrep -f 'TCP-LISTEN:${port},' >/dev/null || (setsid socat TCP-LISTEN:${port},bind=10.0.2.15,fork,reuseaddr \
-       TCP:127.0.0.1:${port} >/dev/null 2>&1 &)`,
-    );
-    const job = await this.start(`${PROGRAM} serve --listen 127.0.0.1:${port}`);
-    const [, token] = await job.says(/^http:\/\/\S+#token=(\S+)$/m);
-    const url = new URL(this.guest.address(port));
-    return Object.assign(job, { url, token, address: `${url}#token=${token}` });
+    await this.guest.expose(port);
+    const program = await this.start(`${PROGRAM} serve --listen 127.0.0.1:${port}`);
+    const [, token] = await program.says(/^http:\/\/\S+#token=(\S+)$/m);
+    const server = new Server(`${this.guest.address(port)}#token=${token}`);
+    return Object.assign(server, { program, messages: () => program.output() });
+  }
+
+  /**
+   * Starts websocketd with nbd-proxy behind it where the host reaches it.
+   *
+   * @param {number} port of the guest
+   * @param {string} configuration
+   */
+  async websocketd(port, configuration) {
+    const options = `--address=10.0.2.15 --port=${port} --staticdir=${ROOT}/web --binary`;
+    const passed = "--passenv=PATH,NBD_PROXY_CONFIG,RUNTIME_DIRECTORY";
+    const program = await this.start(`websocketd ${options} ${passed} ${PROGRAM} ${configuration}`);
+    await this.guest.waitFor("websocketd listens", `busybox nc -z 10.0.2.15 ${port}`);
+    return { program, address: this.guest.address(port) };
+  }
+
+  async #end() {
+    for (const job of this.#jobs.reverse()) await job.end();
+    await this.guest.run(`rm -rf ${this.folder}`);
   }
 
   /**
@@ -186,38 +243,48 @@ export class Setting {
 
 /** A program in the background of a guest. */
 class Job {
-  /** @param {Guest} guest @param {number} pid @param {string} log */
-  constructor(guest, pid, log) {
+  /** @param {Guest} guest @param {string} name of its files */
+  constructor(guest, name) {
     this.guest = guest;
-    this.pid = pid;
-    this.log = log;
+    this.name = name;
   }
 
   /** @returns {Promise<string>} what it printed so far */
   async output() {
-    return this.guest.run(`cat ${this.log}`);
+    return this.guest.run(`cat ${this.name}.log`);
   }
 
   /** @param {RegExp} pattern */
   async says(pattern) {
-    return waitFor(
-      `in the guest: it says ${pattern}`,
-      async () => {
-        const text = await this.output();
-        const match = pattern.exec(text);
-        if (match) return match;
-        throw new Error(text);
-      },
-      PATIENCE_SECONDS,
-    );
+    const said = async () => {
+      const text = await this.output();
+      const match = pattern.exec(text);
+      if (match) return match;
+      throw new Error(text);
+    };
+    return waitFor(`in the guest: it says ${pattern}`, said, PATIENCE_SECONDS);
   }
 
   /** @param {string} signal */
   async kill(signal) {
-    await this.guest.run(`kill -${signal} ${this.pid}`);
+    await this.guest.run(`kill -${signal} $(cat ${this.name}.pid)`);
   }
 
+  /** Makes sure that it has ended. */
+  async end() {
+    const { name } = this;
+    await this.guest.run(
+      `[ -s ${name}.status ] || kill -CONT $(cat ${name}.pid) || true
+       for signal in TERM KILL; do
+         [ -s ${name}.status ] || kill -$signal $(cat ${name}.pid) || true
+         for i in $(seq 100); do [ -s ${name}.status ] && break 2; sleep 0.1; done
+       done`,
+    );
+  }
+
+  /** @returns {Promise<number>} its exit status, once it has ended */
   async ended() {
-    await this.guest.waitFor("the program ends", `! kill -0 ${this.pid} 2>/dev/null`);
+    await this.guest.waitFor(`${this.name} ends`, `[ -s ${this.name}.status ]`);
+    return Number(await this.guest.run(`cat ${this.name}.status`));
   }
 }

@@ -5,7 +5,7 @@ import { BROWSERS } from "./browsers.mjs";
 import { atEnd, waitFor } from "./process.mjs";
 
 /** @typedef {import("./browsers.mjs").Tab} Tab */
-/** @typedef {Awaited<ReturnType<typeof import("./program.mjs").serve>>} Server */
+/** @typedef {import("./program.mjs").Server & {messages(): string | Promise<string>}} Server */
 
 /**
  * Starts a browser that ends with the test.
@@ -55,7 +55,7 @@ export async function attach(t, name, server, image) {
   await tab.choose("#file", image);
   await tab.click("#go");
   const session = await server.attached("0").catch(async (error) => {
-    assert.fail(`${error.message}\nthe page says: ${await said(tab)}\n${server.program.stderr}`);
+    assert.fail(`${error.message}\nthe page says: ${await said(tab)}\n${await server.messages()}`);
   });
   return { tab, session };
 }

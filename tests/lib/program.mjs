@@ -43,16 +43,13 @@ export async function serve(t, configurations, settings) {
     env,
   });
   const [address] = await program.says(/^http:\/\/\S+#token=\S+$/m);
-  return new Server(program, folder, address);
+  return Object.assign(new Server(address), { program, folder, messages: () => program.stderr });
 }
 
-/** A running `nbd-proxy serve`. */
-class Server {
-  /** @param {import("./process.mjs").Background} program @param {string} folder @param {string} address */
-  constructor(program, folder, address) {
-    this.program = program;
-    this.folder = folder;
-    /** What it printed, to be opened in a browser. */
+/** A running `nbd-proxy serve`, as one who has its address sees it. */
+export class Server {
+  /** @param {string} address what it printed, to be opened in a browser */
+  constructor(address) {
     this.address = address;
     this.url = new URL(address);
     this.token = new URLSearchParams(this.url.hash.slice(1)).get("token");

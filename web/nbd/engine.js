@@ -4,7 +4,7 @@ import { WindowCache } from "./cache.js";
 import { Link } from "./link.js";
 import { Service } from "./service.js";
 
-/** @typedef {import("./image.js").ImageError} ImageError */
+/** @typedef {import("./image-error.js").ImageError} ImageError */
 /** @typedef {import("./image.js").ImageInfo} ImageInfo */
 /** @typedef {import("./image.js").Source} Source */
 /** @typedef {import("./link.js").LinkAddress} LinkAddress */
@@ -13,13 +13,13 @@ import { Service } from "./service.js";
 
 /**
  * @typedef {object} Trouble the image can't be read just now: EIO is answered, the link goes on
- * @property {import("./image.js").ImageErrorCode} code
+ * @property {import("./image-error.js").ImageErrorCode} code
  * @property {string} reason for people
  */
 
 /**
  * @typedef {object} EndError why it ended, unless in order
- * @property {import("./link.js").LinkErrorCode | import("./image.js").ImageErrorCode
+ * @property {import("./link.js").LinkErrorCode | import("./image-error.js").ImageErrorCode
  *   | "bad-address" | "internal"} code
  * @property {string} reason for people
  * @property {number | null} closeCode the WebSocket's, where it came to one

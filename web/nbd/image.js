@@ -1,6 +1,8 @@
 /** @module */
 
+import { changed, ImageError, imageErrorFrom } from "./image-error.js";
 import { encodeText, MAX_STRING_LENGTH } from "./protocol.js";
+import { Witness } from "./witness.js";
 
 /**
  * @typedef {object} CustomImage anything that can be read at an offset
@@ -28,24 +30,6 @@ import { encodeText, MAX_STRING_LENGTH } from "./protocol.js";
  * @property {(offset: number, length: number) => Promise<Uint8Array<ArrayBuffer>>} read exactly so
  *   many bytes, in a buffer of their own; rejects with an {@link ImageError}
  */
-
-/**
- * @typedef {"no-image" | "empty-image" | "image-changed" | "image-gone" | "image-denied"
- *   | "image-unreadable"} ImageErrorCode
- */
-
-/** The image is not, or no longer, what can be served. Its message says what to do. */
-export class ImageError extends Error {
-  /**
-   * @param {ImageErrorCode} code
-   * @param {string} message for people
-   */
-  constructor(code, message) {
-    super(message);
-    this.name = "ImageError";
-    this.code = code;
-  }
-}
 
 /**
  * @param {unknown} image
@@ -80,7 +64,8 @@ export function openBlob(blob, info) {
      */
     read: (offset, length) => blob.slice(offset, offset + length).arrayBuffer(),
   };
-  return { info, blob, read: readerOf(image, info.name) };
+  const witness = new Witness(readerOf(image, info.name), info);
+  return { info, blob, read: (offset, length) => witness.read(offset, length) };
 }
 
 /**
@@ -151,11 +136,7 @@ function readerOf(image, name) {
       throw imageErrorFrom(error, name);
     }
     if (result.length !== length) {
-      throw new ImageError(
-        "image-changed",
-        `"${name}" is not as long as it was: ${length} bytes at ${offset} were asked for, ` +
-          `${result.length} came. Stop, and choose it again.`,
-      );
+      throw changed(name, `${length} bytes at ${offset} were asked for, ${result.length} came`);
     }
     return result;
   };
@@ -173,33 +154,6 @@ function ownBytes(result) {
     return new Uint8Array(result.buffer, result.byteOffset, result.byteLength).slice();
   }
   throw new TypeError("read() must give an ArrayBuffer or a view of one");
-}
-
-/**
- * @param {unknown} cause what a browser's file API or somebody's read() rejected with
- * @param {string} name
- * @returns {ImageError}
- */
-function imageErrorFrom(cause, name) {
-  const { name: kind, message } = cause instanceof Error ? cause : new Error(String(cause));
-  switch (kind) {
-    case "NotReadableError":
-      return new ImageError(
-        "image-changed",
-        `"${name}" can't be read any more: it changed on disk since it was chosen. ` +
-          "Stop, and choose it again.",
-      );
-    case "NotFoundError":
-      return new ImageError(
-        "image-gone",
-        `"${name}" is no longer there: it was moved or deleted, or its drive was removed.`,
-      );
-    case "NotAllowedError":
-    case "SecurityError":
-      return new ImageError("image-denied", `The browser may not read "${name}". Choose it again.`);
-    default:
-      return new ImageError("image-unreadable", `"${name}" can't be read: ${message}`);
-  }
 }
 
 /**

@@ -12,7 +12,8 @@
 import { newSessionId, socketAddress, takesSessions, withSession } from "./address.js";
 import { IDLE } from "./engine.js";
 import { run } from "./host.js";
-import { ImageError, openImage } from "./image.js";
+import { openImage } from "./image.js";
+import { ImageError } from "./image-error.js";
 import { describeChange } from "./log.js";
 
 export { ImageError };

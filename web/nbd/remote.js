@@ -4,9 +4,9 @@
  * @module
  */
 
-import { ImageError } from "./image.js";
+import { ImageError } from "./image-error.js";
 
-/** @typedef {import("./image.js").ImageErrorCode} ImageErrorCode */
+/** @typedef {import("./image-error.js").ImageErrorCode} ImageErrorCode */
 /** @typedef {import("./image.js").ImageInfo} ImageInfo */
 /** @typedef {import("./image.js").Source} Source */
 

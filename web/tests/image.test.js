@@ -4,7 +4,8 @@ import { appendFile, mkdtemp, rm, unlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
-import { ImageError, openImage } from "../nbd/image.js";
+import { openImage } from "../nbd/image.js";
+import { ImageError } from "../nbd/image-error.js";
 import { pattern, patternImage } from "./lib/fakes.js";
 
 let folder = "";
@@ -75,7 +76,7 @@ test("a file handle gives its file", async () => {
 test("a file handle without permission, or without its file, is refused with the reason", async () => {
   for (const [name, code, message] of /** @type {[string, string, RegExp][]} */ ([
     ["NotAllowedError", "image-denied", /may not read "x.img"/],
-    ["NotFoundError", "image-gone", /no longer there/],
+    ["NotFoundError", "image-gone", /not there as it was/],
   ])) {
     const getFile = () => Promise.reject(new DOMException("no", name));
     await refused({ name: "x.img", getFile }, code, message);
@@ -118,7 +119,7 @@ test("a file that changed on disk can't be read any more, and the reason says so
   const source = await openImage(blob, { name: "disk.iso" });
   assert.deepEqual(await source.read(0, 4), pattern(0, 4));
   await appendFile(path, "more");
-  await unreadable(source, "image-changed", /"disk.iso" can't be read any more: it changed/);
+  await unreadable(source, "image-changed", /"disk.iso" changed on disk since it was chosen/);
 });
 
 test("a file that vanished from the disk can't be read any more, and the reason says so", async () => {

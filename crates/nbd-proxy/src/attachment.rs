@@ -231,7 +231,7 @@ enum Order {
 }
 
 impl Attachment {
-    /// Begins a session, which waits for its first link. `session` is its ID: 32 hexadecimal digits. Must be called
+    /// Begins a session, which waits for its first link. `session` is its ID, without blanks. Must be called
     /// within the runtime.
     pub(crate) fn start(settings: Settings, claim: Claim, session: String) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();

@@ -54,7 +54,7 @@ pub(crate) enum ClaimError {
     },
     /// What a predecessor left cannot be freed.
     #[error("a device left by an earlier nbd-proxy can't be freed: {0}")]
-    Leftover(#[from] DeviceError),
+    Leftover(DeviceError),
 }
 
 impl Claim {
@@ -81,16 +81,20 @@ impl Claim {
         })
     }
 
-    /// Cleans up after a predecessor that was killed: runs `stop` where it had begun `start`, and frees its device.
+    /// Cleans up after a predecessor that was killed: runs `stop` where it had begun `start`, and frees its device. A
+    /// `stop` that reads the dead device gets an error: it must not wait until the predecessor's hold is over.
     pub(crate) async fn clean_up(
         &self,
         configuration: &Configuration,
         runtime_dir: &Path,
     ) -> Result<(), ClaimError> {
+        let (device, name) = (&configuration.device, &configuration.name);
+        device::cut_off(device, name)
+            .await
+            .map_err(ClaimError::Leftover)?;
         self.stop_for_predecessor(configuration).await?;
-        for freed in
-            device::recover(&configuration.device, &configuration.name, runtime_dir).await?
-        {
+        let recovered = device::recover(device, name, runtime_dir).await;
+        for freed in recovered.map_err(ClaimError::Leftover)? {
             report::warning(format_args!("left by an earlier nbd-proxy: {freed}"));
         }
         Ok(())

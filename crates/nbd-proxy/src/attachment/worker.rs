@@ -10,7 +10,8 @@ use std::{
 
 use nbd::{Command, Reply, wire::Errno};
 use nbd_session::{
-    Closing, EndReason, LinkId, LinkKind, Output, RequestId, Session, SessionConfig, SessionEvent, Volume,
+    Closing, EndReason, LinkId, LinkKind, Output, RequestId, Session, SessionConfig, SessionEvent,
+    Volume,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -135,7 +136,9 @@ impl Worker {
         };
         let link = poll_fn(|context| {
             let ready = self.links.iter_mut().find_map(|link| {
-                let polled = link.events.poll_recv_many(context, &mut self.link_batch, BATCH);
+                let polled = link
+                    .events
+                    .poll_recv_many(context, &mut self.link_batch, BATCH);
                 polled.is_ready().then_some(link.id)
             });
             ready.map_or(Poll::Pending, Poll::Ready)
@@ -154,8 +157,12 @@ impl Worker {
 
     fn apply(&mut self, now: Instant, event: Event) {
         match event {
-            Event::Order(Order::Link(link)) => self.take_link(link, |volume, kind| volume.open_link(now, kind)),
-            Event::Order(Order::Challenge(link)) => self.take_link(link, |volume, kind| volume.challenge(now, kind)),
+            Event::Order(Order::Link(link)) => {
+                self.take_link(link, |volume, kind| volume.open_link(now, kind))
+            }
+            Event::Order(Order::Challenge(link)) => {
+                self.take_link(link, |volume, kind| volume.challenge(now, kind))
+            }
             Event::Order(Order::End(reason)) => self.begin_end(now, reason),
             Event::Order(Order::Eject { force, answer }) => self.begin_eject(now, force, answer),
             Event::Deserted => self.begin_end(now, EndReason::Shutdown),

@@ -12,6 +12,7 @@ pub(crate) mod kernel;
 pub(crate) mod loopdev;
 pub(crate) mod socket;
 #[cfg(test)]
+#[cfg(feature = "fuse")]
 mod testing;
 
 use std::{
@@ -327,6 +328,15 @@ async fn attach_first_that_works(request: AttachRequest) -> Result<AttachedDevic
         "no kind of device works here: {}",
         reasons.join("; ")
     )))
+}
+
+/// Fails what is asked of a device that a killed process left of configuration `name`, rather than have it wait for a
+/// new socket. Freeing it comes later, with [`recover`].
+pub(crate) async fn cut_off(spec: &DeviceSpec, name: &str) -> Result<(), DeviceError> {
+    if matches!(spec, DeviceSpec::Kernel { .. } | DeviceSpec::Auto) {
+        kernel::cut_off(name).await?;
+    }
+    Ok(())
 }
 
 /// Frees what a killed process left of configuration `name`, and nothing else. Runs while the configuration's lock is

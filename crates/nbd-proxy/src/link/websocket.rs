@@ -245,7 +245,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
 
 /// The server's end of a WebSocket whose handshake is done. A message may carry the answer to the longest request that
 /// we make, and little more: else the peer would choose how much memory we take.
-pub(crate) fn accept<S: AsyncRead + AsyncWrite + Unpin>(stream: S, max_request: u32) -> Accepted<S> {
+pub(crate) fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    max_request: u32,
+) -> Accepted<S> {
     let limit = usize::try_from(max_request)
         .unwrap_or(usize::MAX)
         .saturating_add(MESSAGE_SLACK)

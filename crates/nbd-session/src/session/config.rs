@@ -23,7 +23,8 @@ pub struct SessionConfig {
     pub max_request: u32,
     /// How much may be on its way at once, in bytes: replies with their headers, and data that is written.
     pub max_in_flight: u64,
-    /// How much may be written before a FLUSH is sent, in bytes, since all of it is kept to be replayed.
+    /// How much may be written before a FLUSH is sent, in bytes, since all of it is kept to be replayed. At least two
+    /// requests are kept in any case.
     pub replay_limit: u64,
     /// How often a `v=1` link carries a `beat`.
     pub beat: Duration,

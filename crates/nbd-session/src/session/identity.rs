@@ -3,7 +3,7 @@
 use nbd::Export;
 use nbd::wire::TransmissionFlags;
 
-use super::config::LinkKind;
+use super::config::{LinkKind, SessionConfig};
 use super::link::HEADROOM;
 use crate::control::{ImageInfo, printable};
 use crate::reason::Fault;
@@ -35,14 +35,14 @@ impl Identity {
         mut export: Export,
         image: Option<ImageInfo>,
         kind: LinkKind,
-        limits: (u32, u64),
+        config: &SessionConfig,
     ) -> Result<Self, Fault> {
         check_size(&export, image.as_ref())?;
         export.name = printable(&export.name);
         export.description = export
             .description
             .map(|description| printable(&description));
-        let max_request = max_request(&export, limits)?;
+        let max_request = max_request(&export, config)?;
         let info = image.unwrap_or_else(|| ImageInfo {
             name: export.name.clone(),
             size: export.size,
@@ -158,10 +158,11 @@ fn check_size(export: &Export, image: Option<&ImageInfo>) -> Result<(), Fault> {
 }
 
 /// The longest request that both sides can take, a multiple of the minimum block size.
-fn max_request(export: &Export, (max_request, max_in_flight): (u32, u64)) -> Result<u32, Fault> {
+fn max_request(export: &Export, config: &SessionConfig) -> Result<u32, Fault> {
     let sizes = export.effective_block_sizes();
-    let in_flight = u32::try_from(max_in_flight.saturating_sub(HEADROOM)).unwrap_or(u32::MAX);
-    let most = max_request.min(in_flight).min(sizes.maximum);
+    let in_flight =
+        u32::try_from(config.max_in_flight.saturating_sub(HEADROOM)).unwrap_or(u32::MAX);
+    let most = config.max_request.min(in_flight).min(sizes.maximum);
     let minimum = sizes.minimum.max(1);
     match most / minimum * minimum {
         0 => Err(Fault::bad_image(format_args!(

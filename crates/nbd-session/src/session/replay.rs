@@ -216,6 +216,7 @@ mod tests {
         log.push(CommandFlags::empty(), write(0));
         assert!(!log.take_lost());
         log.lose(0);
+        assert!(!log.is_settled());
         assert!(log.take_lost());
         assert!(!log.take_lost());
     }

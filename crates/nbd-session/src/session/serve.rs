@@ -55,8 +55,7 @@ impl Session {
         let (output, export) = link.shake_hands(data);
         self.send_bytes(id, output);
         let Some(export) = export? else { return Ok(()) };
-        let limits = (self.config.max_request, self.config.max_in_flight);
-        let offered = Identity::new(export, image, kind, limits)?;
+        let offered = Identity::new(export, image, kind, &self.config)?;
         match &self.identity {
             None => self.begin(offered),
             Some(identity) => {
@@ -71,14 +70,11 @@ impl Session {
     /// The first link serves an image: it is the session's from now on.
     fn begin(&mut self, identity: Identity) {
         let export = identity.export.clone();
-        let edges = match self.config.hold.is_zero() {
-            true => Vec::new(),
-            false => seen::edges(
-                export.size,
-                export.effective_block_sizes().minimum,
-                identity.max_request,
-            ),
-        };
+        let minimum = export.effective_block_sizes().minimum;
+        let mut edges = seen::edges(export.size, minimum, identity.max_request);
+        if self.config.hold.is_zero() {
+            edges.clear();
+        }
         self.identity = Some(identity);
         self.state = State::Served;
         self.enter(Stage::Serving, edges.into_iter().map(Job::Edge));
@@ -165,11 +161,14 @@ impl Session {
     /// A FLUSH of our own, where the log is too full for the next write.
     fn next_flush(&mut self) -> Option<(Job, CommandFlags, Command)> {
         let link = self.link.as_ref().filter(|link| link.is_serving())?;
-        let waiting = self.requests.first_waiting()?;
-        let is_flushing = link.jobs().any(|job| matches!(job, Job::Flush(_)));
-        let is_needed =
-            !self.has_room_for(&waiting.command) && !self.log.is_empty() && !is_flushing;
-        if !is_needed || !link.fits(&Command::Flush, &self.config) {
+        let waiting = &self.requests.first_waiting()?.command;
+        if self.has_room_for(waiting)
+            || self.log.is_empty()
+            || !link.fits(&Command::Flush, &self.config)
+        {
+            return None;
+        }
+        if link.jobs().any(|job| matches!(job, Job::Flush(_))) {
             return None;
         }
         Some((

@@ -56,7 +56,7 @@ impl Geometry {
             can_flush: !read_only && has(TransmissionFlags::SEND_FLUSH),
             can_fua: !read_only && has(TransmissionFlags::SEND_FUA),
             can_trim: !read_only && has(TransmissionFlags::SEND_TRIM),
-            can_write_zeroes: !read_only,
+            can_write_zeroes: !read_only && has(TransmissionFlags::SEND_WRITE_ZEROES),
             can_fast_zero: !read_only && has(TransmissionFlags::SEND_FAST_ZERO),
             can_cache: has(TransmissionFlags::SEND_CACHE),
             rotational: has(TransmissionFlags::ROTATIONAL),

@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use bytes::Bytes;
-use nbd::wire::{CommandFlags, Errno, TransmissionFlags};
+use nbd::wire::{CommandFlags, Errno};
 use nbd::{Command, Reply};
 
 pub use geometry::{Geometry, SECTOR};
@@ -178,7 +178,6 @@ impl Volume {
         Some(Limits {
             max_request: self.session.max_request(),
             block: export.effective_block_sizes().minimum,
-            write_zeroes: export.flags.contains(TransmissionFlags::SEND_WRITE_ZEROES),
             block_status: self.session.has_block_status(),
         })
     }

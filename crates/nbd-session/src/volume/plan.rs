@@ -12,8 +12,6 @@ pub(super) struct Limits {
     pub(super) max_request: u32,
     /// Ranges must be multiples of this, in bytes.
     pub(super) block: u32,
-    /// Whether WRITE_ZEROES can be asked.
-    pub(super) write_zeroes: bool,
     /// Whether BLOCK_STATUS can be asked.
     pub(super) block_status: bool,
 }
@@ -66,7 +64,7 @@ pub(super) fn plan(
             Command::Write { offset, data } => {
                 plan_write(geometry, limits, flags & CommandFlags::FUA, offset, &data)
             }
-            Command::WriteZeroes { .. } => plan_zeroes(geometry, limits, flags, &command),
+            Command::WriteZeroes { .. } => plan_whole(geometry, flags, &command),
             Command::Flush if geometry.can_flush => Plan::Ask(vec![(flags, command)], Shape::Done),
             Command::Trim { .. } if geometry.can_trim => plan_whole(geometry, flags, &command),
             Command::Cache { .. } if geometry.can_cache => plan_cache(geometry, limits, &command),
@@ -102,6 +100,9 @@ fn check(geometry: &Geometry, flags: CommandFlags, command: &Command) -> Result<
     let block = u64::from(geometry.minimum_block.max(1));
     let aligned = command.offset().is_multiple_of(block) && command.length().is_multiple_of(block);
     if command.is_write() && !aligned {
+        return Err(Errno::EINVAL);
+    }
+    if matches!(command, Command::WriteZeroes { .. }) && !geometry.can_write_zeroes {
         return Err(Errno::EINVAL);
     }
     if flags.contains(CommandFlags::FAST_ZERO) && !geometry.can_fast_zero {
@@ -184,30 +185,10 @@ fn plan_write(
             },
         )
     });
-    ask_or_done(parts.collect())
-}
-
-/// Where the image knows no WRITE_ZEROES, zeroes are written.
-fn plan_zeroes(
-    geometry: &Geometry,
-    limits: Limits,
-    flags: CommandFlags,
-    command: &Command,
-) -> Plan {
-    if limits.write_zeroes {
-        return plan_whole(geometry, flags, command);
+    match parts.collect::<Vec<_>>() {
+        none if none.is_empty() => Plan::Answer(Ok(Reply::Done)),
+        parts => Plan::Ask(parts, Shape::Done),
     }
-    let (offset, length) = inside(geometry, command);
-    let parts = pieces(offset, offset + length, limits.max_request).map(|(offset, length)| {
-        (
-            flags & CommandFlags::FUA,
-            Command::Write {
-                offset,
-                data: Payload::zeros(length as usize),
-            },
-        )
-    });
-    ask_or_done(parts.collect())
 }
 
 /// Passes on a TRIM or WRITE_ZEROES, without the padding.
@@ -221,14 +202,6 @@ fn plan_whole(geometry: &Geometry, flags: CommandFlags, command: &Command) -> Pl
         _ => Command::WriteZeroes { offset, length },
     };
     Plan::Ask(vec![(flags, part)], Shape::Done)
-}
-
-fn ask_or_done(parts: Vec<(CommandFlags, Command)>) -> Plan {
-    if parts.is_empty() {
-        Plan::Answer(Ok(Reply::Done))
-    } else {
-        Plan::Ask(parts, Shape::Done)
-    }
 }
 
 /// Offset and length of what a command is about inside the image.
@@ -354,4 +327,67 @@ fn push_extent(extents: &mut Vec<Extent>, length: u64, flags: ExtentFlags) {
 
 fn to_usize(length: u64) -> usize {
     usize::try_from(length).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DATA: ExtentFlags = ExtentFlags::empty();
+
+    fn extents(cut: Cut, known: &[(u32, ExtentFlags)]) -> Vec<(u32, ExtentFlags)> {
+        let known: Vec<_> = known
+            .iter()
+            .map(|&(length, flags)| Extent { length, flags })
+            .collect();
+        cut.extents(&known)
+            .into_iter()
+            .map(|extent| (extent.length, extent.flags))
+            .collect()
+    }
+
+    #[test]
+    fn extents_are_cut_to_what_was_asked_and_the_padding_is_a_hole() {
+        let cut = Cut {
+            skip: 100,
+            length: 400,
+            padding: 12,
+            one: false,
+        };
+        let hole = ExtentFlags::HOLE | ExtentFlags::ZERO;
+        let zero = ExtentFlags::ZERO;
+        assert_eq!(extents(cut, &[]), [(400, DATA), (12, hole)]);
+        assert_eq!(
+            extents(cut, &[(50, zero), (150, DATA), (999, zero)]),
+            [(100, DATA), (300, zero), (12, hole)]
+        );
+        assert_eq!(extents(cut, &[(100, zero), (400, hole)]), [(412, hole)]);
+        assert_eq!(
+            extents(Cut { one: true, ..cut }, &[(999, DATA)]),
+            [(400, DATA)]
+        );
+    }
+
+    #[test]
+    fn of_a_part_that_is_not_described_nothing_is_said() {
+        let cut = Cut {
+            skip: 0,
+            length: 400,
+            padding: 12,
+            one: false,
+        };
+        assert_eq!(
+            extents(cut, &[(100, ExtentFlags::ZERO)]),
+            [(100, ExtentFlags::ZERO)]
+        );
+    }
+
+    #[test]
+    fn pieces_cover_a_range_without_a_gap() {
+        assert_eq!(
+            pieces(1, 10, 4).collect::<Vec<_>>(),
+            [(1, 4), (5, 4), (9, 1)]
+        );
+        assert_eq!(pieces(5, 5, 4).count(), 0);
+    }
 }

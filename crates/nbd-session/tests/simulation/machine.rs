@@ -18,6 +18,7 @@ pub(crate) struct Machine {
     image_size: usize,
     sectors: usize,
     sector_aligned: bool,
+    has_write_zeroes: bool,
     committed: Allowed,
     /// Writes that began or ended, and how many there were when one last did in each sector.
     changes: u64,
@@ -60,6 +61,7 @@ impl Machine {
             image_size: usize::try_from(geometry.image_size).unwrap(),
             sectors: size / SECTOR,
             sector_aligned: !geometry.read_only,
+            has_write_zeroes: geometry.can_write_zeroes,
             committed: vec![vec![ORIGINAL]; size / SECTOR],
             changes: 0,
             changed: vec![0; size / SECTOR],
@@ -84,7 +86,7 @@ impl Machine {
         self.next_id += 1;
         let (flags, command, asked) = match random.below(100) {
             0..15 if writable => self.write(random),
-            15..20 if writable => self.write_zeroes(random),
+            15..20 if self.has_write_zeroes => self.write_zeroes(random),
             20..23 if writable => self.trim(random),
             23..30 => (CommandFlags::empty(), Command::Flush, Asked::Nothing),
             30..34 => self.block_status(random),
@@ -336,7 +338,7 @@ impl Machine {
         for asked in self.outstanding.values_mut() {
             match asked {
                 Asked::Read { range, allowed, .. } => {
-                    allow(&sectors_of(range), allowed, &sectors, stamp)
+                    allow(&sectors_of(range), allowed, &sectors, stamp);
                 }
                 Asked::Write {
                     sectors: written,

@@ -2,8 +2,13 @@
 //!
 //! `SIM_SEEDS=n` runs n schedules (1,000 by default); `SIM_SEED=n` replays the one with that seed.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod agenda;
 mod connection;
+mod faults;
 mod machine;
+mod outputs;
 mod page;
 mod random;
 mod statistics;

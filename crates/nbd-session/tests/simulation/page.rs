@@ -90,7 +90,7 @@ impl Page {
         self.export.flags.contains(TransmissionFlags::SEND_FLUSH)
     }
 
-    /// Carries out a request.
+    /// Carries out a request. A write that fails may have been carried out nevertheless.
     pub(crate) fn execute(
         &mut self,
         random: &mut Random,
@@ -98,12 +98,25 @@ impl Page {
         flags: CommandFlags,
         command: &Command,
     ) -> Result<Reply, Failure> {
-        if random.percent(self.errors) {
-            return Err(Failure::new(
-                random.pick(&[Errno::EIO, Errno::ESHUTDOWN]),
-                "no luck",
-            ));
+        if !random.percent(self.errors) {
+            return Ok(self.perform(random, offer, flags, command));
         }
+        if command.is_write() && random.percent(50) {
+            self.perform(random, offer, flags, command);
+        }
+        Err(Failure::new(
+            random.pick(&[Errno::EIO, Errno::ESHUTDOWN]),
+            "no luck",
+        ))
+    }
+
+    fn perform(
+        &mut self,
+        random: &mut Random,
+        offer: Offer,
+        flags: CommandFlags,
+        command: &Command,
+    ) -> Reply {
         let store = if offer == Offer::OtherContent {
             &mut self.foreign
         } else {
@@ -115,9 +128,7 @@ impl Page {
         let length = usize::try_from(command.length()).unwrap();
         match command {
             Command::Read { offset, .. } => {
-                return Ok(Reply::Data(Payload::from(Bytes::from(
-                    store.read(*offset, length),
-                ))));
+                return Reply::Data(Payload::from(Bytes::from(store.read(*offset, length))));
             }
             Command::Write { data, .. } => {
                 for (sector, bytes) in (start..).zip(data.to_bytes().chunks(SECTOR)) {
@@ -135,22 +146,30 @@ impl Page {
                 self.unflushed = 0;
             }
             Command::Cache { .. } => {}
-            Command::BlockStatus { .. } => {
-                let length = u32::try_from(length).unwrap();
-                let first = u32::try_from(random.between(1, u64::from(length))).unwrap();
-                let mut extents = vec![Extent {
-                    length: first,
-                    flags: ExtentFlags::empty(),
-                }];
-                if first < length && !flags.contains(CommandFlags::REQ_ONE) {
-                    extents.push(Extent {
-                        length: length - first,
-                        flags: ExtentFlags::ZERO,
-                    });
-                }
-                return Ok(Reply::BlockStatus(extents));
+            Command::BlockStatus { length, .. } => {
+                return Reply::BlockStatus(extents(
+                    random,
+                    *length,
+                    flags.contains(CommandFlags::REQ_ONE),
+                ));
             }
         }
-        Ok(Reply::Done)
+        Reply::Done
     }
+}
+
+/// One or two extents: a client has to be content with any.
+fn extents(random: &mut Random, length: u32, one: bool) -> Vec<Extent> {
+    let first = u32::try_from(random.between(1, length.into())).unwrap();
+    let mut extents = vec![Extent {
+        length: first,
+        flags: ExtentFlags::empty(),
+    }];
+    if first < length && !one {
+        extents.push(Extent {
+            length: length - first,
+            flags: ExtentFlags::ZERO,
+        });
+    }
+    extents
 }

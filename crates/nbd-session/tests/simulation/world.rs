@@ -1,34 +1,26 @@
 //! The world of one schedule: virtual time, the wires between session and page, and what goes wrong.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use nbd_session::control::{PageMessage, ServerMessage};
-use nbd_session::{
-    Closing, DevicePhase, EndReason, LinkId, LinkKind, Output, Session, SessionConfig,
-    SessionEvent, Volume, close,
-};
+use nbd_session::{Closing, EndReason, LinkId, LinkKind, Session, SessionConfig, Volume};
 
+use crate::agenda::{Agenda, MILLISECOND, SECOND};
 use crate::connection::Connection;
 use crate::machine::Machine;
 use crate::page::{Offer, Page};
 use crate::random::Random;
 use crate::statistics::Statistics;
 
-/// Virtual time is counted in microseconds.
-const MS: u64 = 1_000;
-const SECOND: u64 = 1_000 * MS;
 /// Until here things go wrong and the machine asks.
-const TROUBLE: u64 = 120 * SECOND;
+pub(crate) const TROUBLE: u64 = 120 * SECOND;
 /// By then everything is answered, even if requests are late twice and links between them, one after the other.
 const REST: u64 = TROUBLE + 20_000 * SECOND;
 /// More than happens in any schedule that comes to rest.
 const MAX_EVENTS: u64 = 100_000;
 
 /// What happens at a moment.
-enum Event {
+pub(crate) enum Event {
     /// Bytes arrive at the page's end of a connection.
     ToPage { connection: usize, data: Bytes },
     /// Something arrives at the session's end.
@@ -51,36 +43,34 @@ enum Event {
     End,
 }
 
-enum Message {
+pub(crate) enum Message {
     Data(Bytes),
     Text(String),
     Closed(Closing),
 }
 
 pub(crate) struct World {
-    random: Random,
-    epoch: Instant,
-    now: u64,
-    queue: BinaryHeap<Reverse<(u64, u64)>>,
-    events: BTreeMap<u64, Event>,
-    next_event: u64,
-    config: SessionConfig,
-    volume: Volume,
-    machine: Option<Machine>,
-    page: Page,
-    connections: Vec<Connection>,
-    writable: bool,
+    pub(crate) random: Random,
+    pub(crate) agenda: Agenda<Event>,
+    pub(crate) config: SessionConfig,
+    pub(crate) volume: Volume,
+    pub(crate) machine: Option<Machine>,
+    pub(crate) page: Page,
+    pub(crate) connections: Vec<Connection>,
+    pub(crate) writable: bool,
     /// The kinds of link that the page opens.
-    kinds: &'static [LinkKind],
+    pub(crate) kinds: &'static [LinkKind],
     /// When the page goes away for good.
-    leaves: u64,
+    pub(crate) leaves: u64,
     /// How long connections take, at most.
-    latency: u64,
+    pub(crate) latency: u64,
     /// Nobody answers for so long that requests may fail, or are given up.
-    stalled: bool,
-    held: bool,
-    ended: bool,
-    statistics: Statistics,
+    pub(crate) stalled: bool,
+    pub(crate) held: bool,
+    pub(crate) ended: bool,
+    pub(crate) statistics: Statistics,
+    /// One schedule alone is told.
+    is_replay: bool,
 }
 
 impl World {
@@ -115,13 +105,9 @@ impl World {
             } else {
                 u64::MAX
             },
-            latency: random.pick(&[0, MS, 50 * MS, SECOND]),
+            latency: random.pick(&[0, MILLISECOND, 50 * MILLISECOND, SECOND]),
             random,
-            epoch: Instant::now(),
-            now: 0,
-            queue: BinaryHeap::new(),
-            events: BTreeMap::new(),
-            next_event: 0,
+            agenda: Agenda::new(),
             volume: Volume::new(Session::new(config.clone())),
             config,
             machine: None,
@@ -131,35 +117,30 @@ impl World {
             held: false,
             ended: false,
             statistics: Statistics::default(),
+            is_replay: std::env::var_os("SIM_SEED").is_some(),
         }
     }
 
     /// Runs until everything is answered and the session has ended.
     pub(crate) fn run(mut self) -> Statistics {
-        if std::env::var_os("SIM_SEED").is_some() {
-            eprintln!(
-                "{:?} {:?} hang {} errors {} writable {} leaves {}",
-                self.config,
-                self.page.export,
-                self.page.hang,
-                self.page.errors,
-                self.writable,
-                self.leaves
-            );
-        }
+        let (hang, errors) = (self.page.hang, self.page.errors);
+        self.log(format_args!(
+            "{:?} {:?} hang {hang}% errors {errors}%",
+            self.config, self.page.export
+        ));
         let offer = if self.random.percent(5) {
             Offer::Inconsistent
         } else {
             Offer::Right
         };
-        self.at(
+        self.agenda.at(
             0,
             Event::Connect {
                 offer,
                 anyway: true,
             },
         );
-        self.at(SECOND, Event::Trouble);
+        self.agenda.at(SECOND, Event::Trouble);
         for _ in 0..MAX_EVENTS {
             if self.is_at_rest() {
                 self.finish();
@@ -171,16 +152,20 @@ impl World {
     }
 
     fn is_at_rest(&self) -> bool {
-        let unanswered = self.machine.as_ref().map_or(0, Machine::outstanding);
+        let unanswered = self.unanswered();
         assert!(
-            self.now < REST || unanswered == 0,
+            self.agenda.now < REST || unanswered == 0,
             "{unanswered} requests wait for ever"
         );
-        self.now > TROUBLE && unanswered == 0 || self.now >= REST
+        self.agenda.now > TROUBLE && unanswered == 0 || self.agenda.now >= REST
+    }
+
+    pub(crate) fn unanswered(&self) -> usize {
+        self.machine.as_ref().map_or(0, Machine::outstanding)
     }
 
     fn finish(&mut self) {
-        let now = self.instant();
+        let now = self.agenda.instant();
         self.volume.end(now, EndReason::Ejected);
         self.drain();
         assert!(self.ended && self.volume.is_ended());
@@ -190,29 +175,22 @@ impl World {
 
     /// Lets time pass until the next thing happens.
     fn step(&mut self) {
-        let timer = self
-            .volume
-            .poll_timeout()
-            .map(|at| u64::try_from((at - self.epoch).as_micros()).unwrap());
-        let event = self.queue.peek().map(|Reverse((at, _))| *at);
-        match (timer, event) {
-            (Some(timer), event) if event.is_none_or(|event| timer <= event) => {
-                self.now = self.now.max(timer);
-                self.volume.handle_timeout(self.instant());
+        let timer = self.volume.poll_timeout().map(|at| self.agenda.time_of(at));
+        match (timer, self.agenda.next_at()) {
+            (Some(timer), next) if next.is_none_or(|next| timer <= next) => {
+                self.agenda.now = self.agenda.now.max(timer);
+                self.volume.handle_timeout(self.agenda.instant());
             }
-            (_, Some(_)) => {
-                let Reverse((at, number)) = self.queue.pop().unwrap();
-                self.now = at;
-                let event = self.events.remove(&number).unwrap();
-                self.happen(event);
-            }
-            _ => self.now = REST,
+            _ => match self.agenda.take_next() {
+                Some(event) => self.happen(event),
+                None => self.agenda.now = REST,
+            },
         }
         self.drain();
     }
 
-    fn happen(&mut self, event: Event) {
-        let now = self.instant();
+    pub(crate) fn happen(&mut self, event: Event) {
+        let now = self.agenda.instant();
         match event {
             Event::ToPage { connection, data } => self.page_receives(connection, data),
             Event::ToSession {
@@ -237,7 +215,7 @@ impl World {
                 let connection_now = &self.connections[connection];
                 if !connection_now.silent && !connection_now.gone {
                     self.volume.handle_alive(now, connection_now.link);
-                    self.after(5 * SECOND, Event::Pong { connection });
+                    self.agenda.after(5 * SECOND, Event::Pong { connection });
                 }
             }
             Event::Ask => self.ask(),
@@ -247,26 +225,26 @@ impl World {
     }
 
     fn connect(&mut self, offer: Offer) {
-        if self.now >= self.leaves || self.ended {
+        if self.agenda.now >= self.leaves || self.ended {
             return;
         }
         for older in &mut self.connections {
             older.dead = true;
         }
         let kind = self.random.pick(self.kinds);
-        let link = self.volume.open_link(self.instant(), kind);
+        let link = self.volume.open_link(self.agenda.instant(), kind);
         self.page.unflushed = 0;
         self.greet(link, kind, offer);
     }
 
     /// Another page would like to take over.
-    fn challenge(&mut self) {
-        if self.now >= self.leaves || self.writable {
+    pub(crate) fn challenge(&mut self) {
+        if self.agenda.now >= self.leaves || self.writable {
             return;
         }
         let offer = self.next_offer();
         let kind = self.random.pick(self.kinds);
-        let link = self.volume.challenge(self.instant(), kind);
+        let link = self.volume.challenge(self.agenda.instant(), kind);
         self.greet(link, kind, offer);
     }
 
@@ -276,10 +254,10 @@ impl World {
         self.connections.push(connection);
         let connection = self.connections.len() - 1;
         if let Some(text) = text {
-            self.to_session(connection, Message::Text(text));
+            self.deliver(connection, Message::Text(text));
         }
         self.send_to_session(connection, greeting);
-        self.after(5 * SECOND, Event::Pong { connection });
+        self.agenda.after(5 * SECOND, Event::Pong { connection });
     }
 
     fn page_receives(&mut self, connection: usize, data: Bytes) {
@@ -298,7 +276,7 @@ impl World {
         for request in requests {
             if !self.random.percent(self.page.hang) {
                 let delay = self.random.below(2 * self.latency + 2);
-                self.after(
+                self.agenda.after(
                     delay,
                     Event::Execute {
                         connection,
@@ -315,7 +293,7 @@ impl World {
             here.execute(&mut self.page, &mut self.random, request);
             self.check_unflushed();
             let delay = self.random.below(2 * self.latency + 2);
-            self.after(
+            self.agenda.after(
                 delay,
                 Event::Reply {
                     connection,
@@ -348,7 +326,7 @@ impl World {
         if !std::mem::replace(&mut self.connections[connection].dead, true) {
             let delay = self.random.below(4 * SECOND);
             let offer = self.next_offer();
-            self.after(
+            self.agenda.after(
                 delay,
                 Event::Connect {
                     offer,
@@ -358,32 +336,8 @@ impl World {
         }
     }
 
-    /// What the page will serve next: often enough another image, as long as there is trouble.
-    fn next_offer(&mut self) -> Offer {
-        let others = [
-            Offer::OtherSize,
-            Offer::OtherName,
-            Offer::Modified,
-            Offer::OtherAbilities,
-            Offer::Inconsistent,
-        ];
-        if self.now > TROUBLE || self.machine.is_none() || self.random.percent(80) {
-            return Offer::Right;
-        }
-        // Only what was seen can be compared, and what was written is not.
-        let seen = self
-            .machine
-            .as_ref()
-            .is_some_and(|machine| machine.read > 0);
-        if seen && !self.writable && self.random.percent(50) {
-            Offer::OtherContent
-        } else {
-            self.random.pick(&others)
-        }
-    }
-
     fn session_receives(&mut self, connection: usize, message: Message) {
-        let now = self.instant();
+        let now = self.agenda.instant();
         let here = &mut self.connections[connection];
         if here.silent {
             return;
@@ -399,261 +353,42 @@ impl World {
         }
     }
 
-    fn ask(&mut self) {
-        let now = self.instant();
-        let Some(machine) = &mut self.machine else {
-            return;
-        };
+    pub(crate) fn ask(&mut self) {
         for _ in 0..self.random.between(1, 4) {
-            if machine.outstanding() < 24 {
-                let (id, flags, command) = machine.ask(&mut self.random, self.writable);
-                if std::env::var_os("SIM_SEED").is_some() {
-                    eprintln!(
-                        "{}: {id:?} {flags:?} {:?} {}+{}",
-                        self.now / 1000,
-                        command.command_type(),
-                        command.offset() / 512,
-                        command.length() / 512
-                    );
-                }
-                self.volume.submit(now, id, flags, command);
-            }
+            let Some(machine) = self
+                .machine
+                .as_mut()
+                .filter(|machine| machine.outstanding() < 24)
+            else {
+                break;
+            };
+            let (id, flags, command) = machine.ask(&mut self.random, self.writable);
+            self.log(format_args!(
+                "{id:?} asks {} at {}, {} bytes, {flags:?}",
+                command.command_type(),
+                command.offset(),
+                command.length()
+            ));
+            self.volume
+                .submit(self.agenda.instant(), id, flags, command);
         }
         if self.ended {
             self.drain();
-            let unanswered = self.machine.as_ref().map_or(0, Machine::outstanding);
-            assert_eq!(unanswered, 0, "requests wait after the end");
+            assert_eq!(self.unanswered(), 0, "requests wait after the end");
             self.statistics.count("answered after the end");
-        } else if self.now < TROUBLE {
+        } else if self.agenda.now < TROUBLE {
             let pause = self.random.below(4 * SECOND);
-            self.after(pause, Event::Ask);
+            self.agenda.after(pause, Event::Ask);
         }
-    }
-
-    fn trouble(&mut self) {
-        if self.now > TROUBLE || self.ended {
-            return;
-        }
-        let pause = self.random.between(10 * MS, 20 * SECOND);
-        self.after(pause, Event::Trouble);
-        let Some(connection) = self.connections.len().checked_sub(1) else {
-            return;
-        };
-        match self.random.below(100) {
-            0..35 => self.cut(connection),
-            35..45 => {
-                self.page.store.crash(&mut self.random);
-                self.statistics.count("crashes");
-                self.connections[connection].dead = true;
-                self.cut(connection);
-                self.after(
-                    SECOND,
-                    Event::Connect {
-                        offer: Offer::Right,
-                        anyway: true,
-                    },
-                );
-            }
-            45..60 => self.silence(connection),
-            60..75 => {
-                let offer = self.next_offer();
-                self.happen(Event::Connect {
-                    offer,
-                    anyway: true,
-                });
-            }
-            75..85 => self.misbehave(connection),
-            85..86 => self.to_session(connection, Message::Closed(Closing::Clean)),
-            86..87 if self.connections[connection].kind == LinkKind::V1 => {
-                self.to_session(connection, Message::Text(PageMessage::Bye.encode()))
-            }
-            87..88 => self.volume.drain(self.instant(), EndReason::Ejected),
-            88..89 => self.volume.end(self.instant(), EndReason::Ejected),
-            89..96 => self.challenge(),
-            _ => {}
-        }
-    }
-
-    /// A connection is lost: what is on its way may arrive or not, and each side learns it in its own time.
-    fn cut(&mut self, connection: usize) {
-        if self.random.percent(50) {
-            self.connections[connection].silent = true;
-        }
-        let link = self.connections[connection].link;
-        let lost = || Closing::Lost("reset by peer".into());
-        if self.connections[connection].silent && !self.connections[connection].gone {
-            self.connections[connection].gone = true;
-            self.volume.handle_closed(self.instant(), link, lost());
-        }
-        self.to_session(connection, Message::Closed(lost()));
-        let delay = self.random.below(10 * SECOND);
-        self.after(delay, Event::PageHears { connection });
-    }
-
-    /// Nothing passes any more, and nobody says so.
-    fn silence(&mut self, connection: usize) {
-        let here = &mut self.connections[connection];
-        here.silent = true;
-        // Nothing but a late request shows that a plain link is silent.
-        self.stalled |= here.kind == LinkKind::Plain;
-        let delay = self.random.between(SECOND, 60 * SECOND);
-        self.after(delay, Event::PageHears { connection });
-    }
-
-    /// The page breaks a rule.
-    fn misbehave(&mut self, connection: usize) {
-        let nonsense = match self.random.below(3) {
-            0 => Message::Data(Bytes::from_static(&[0xff; 64])),
-            1 => Message::Text("{".into()),
-            _ => Message::Text(r#"{"type":"image","name":"again","size":1}"#.into()),
-        };
-        self.connections[connection].misbehaved = true;
-        self.to_session(connection, nonsense);
-    }
-
-    /// Does what the session wants done.
-    fn drain(&mut self) {
-        while let Some(output) = self.volume.poll_output() {
-            match output {
-                Output::Send { link, data } => {
-                    let connection = self.connection(link);
-                    let here = &mut self.connections[connection];
-                    let at =
-                        (self.now + self.random.below(self.latency + 1)).max(here.page_has_until);
-                    here.page_has_until = at;
-                    self.at(at, Event::ToPage { connection, data });
-                }
-                Output::SendText { link, text } => {
-                    let connection = self.connection(link);
-                    assert_eq!(self.connections[connection].kind, LinkKind::V1);
-                    ServerMessage::parse(&text).expect("what the session says can be understood");
-                }
-                Output::Close { link, code, reason } => self.closed_by_session(link, code, &reason),
-                Output::Complete { request, result } => {
-                    if std::env::var_os("SIM_SEED").is_some() {
-                        eprintln!("{}: {request:?} {}", self.now / 1000, result.is_ok());
-                    }
-                    let may_fail = self.may_fail() || self.volume.is_ended();
-                    let may_lose = self.may_fail() && self.writable;
-                    self.statistics
-                        .count(if result.is_ok() { "answered" } else { "failed" });
-                    let machine = self
-                        .machine
-                        .as_mut()
-                        .expect("nothing is answered before it is asked");
-                    machine.answer(request, result, may_fail, may_lose);
-                }
-                Output::Event(event) => self.notice(event),
-            }
-        }
-    }
-
-    fn closed_by_session(&mut self, link: LinkId, code: u16, reason: &str) {
-        let connection = self.connection(link);
-        self.connections[connection].gone = true;
-        assert!(!reason.is_empty() && reason.len() <= 123);
-        self.statistics.count(match code {
-            close::NORMAL => "link closed: 1000",
-            close::PROTOCOL_ERROR => "link closed: 1002",
-            close::BAD_IMAGE => "link closed: 4400",
-            close::TIMEOUT => "link closed: 4408",
-            close::OTHER_IMAGE => "link closed: 4410",
-            close::IN_USE => "link closed: 4409",
-            close::GOING_AWAY => "link closed: 1001",
-            close::SUPERSEDED => "link closed: 4412",
-            _ => panic!("closed with {code}: {reason}"),
-        });
-        let here = &self.connections[connection];
-        let has_cause = match code {
-            close::PROTOCOL_ERROR => here.misbehaved,
-            close::BAD_IMAGE => here.offer != Offer::Right,
-            close::OTHER_IMAGE => here.offer != Offer::Right || self.page.errors > 0,
-            close::TIMEOUT => here.silent || self.may_fail() || self.volume.is_ended(),
-            _ => true,
-        };
-        assert!(has_cause, "closed without a cause: {code} {reason}");
-        let delay = self.random.below(self.latency + SECOND);
-        self.after(delay, Event::PageHears { connection });
-    }
-
-    fn notice(&mut self, event: SessionEvent) {
-        if std::env::var_os("SIM_SEED").is_some() {
-            eprintln!("{}: {event:?}", self.now / 1000);
-        }
-        assert!(!self.ended, "{event:?} after the end");
-        match event {
-            SessionEvent::Ready(_) => {
-                let geometry = self
-                    .volume
-                    .geometry()
-                    .expect("what is ready has a geometry");
-                self.machine = Some(Machine::new(geometry));
-                let now = self.instant();
-                self.volume
-                    .set_device(now, DevicePhase::Attached, Some("/dev/nbd0".into()));
-                self.after(0, Event::Ask);
-            }
-            SessionEvent::Held { until, .. } => {
-                assert!(!std::mem::replace(&mut self.held, true), "held twice");
-                assert!(until > self.instant());
-                self.statistics.count("held");
-            }
-            SessionEvent::Resumed { link } => {
-                assert!(
-                    std::mem::replace(&mut self.held, false),
-                    "resumed without being held"
-                );
-                self.check_resumed(link);
-                self.statistics.count("resumed");
-            }
-            SessionEvent::TakenOver { link } => {
-                self.check_resumed(link);
-                self.statistics.count("taken over");
-            }
-            SessionEvent::Ending(_) => {
-                let delay = self.random.below(5 * SECOND);
-                self.after(delay, Event::End);
-            }
-            SessionEvent::Ended(reason) => {
-                self.ended = true;
-                let unanswered = self.machine.as_ref().map_or(0, Machine::outstanding);
-                assert_eq!(unanswered, 0, "ended before everything was answered");
-                self.statistics.count(match reason {
-                    EndReason::Bye => "ended: bye",
-                    EndReason::Closed => "ended: closed",
-                    EndReason::Ejected => "ended: ejected",
-                    EndReason::HoldExpired => "ended: hold-expired",
-                    EndReason::LinkLost(_) => "ended: link-lost",
-                    EndReason::Refused(_) => "ended: refused",
-                    reason => panic!("ended: {reason}"),
-                });
-            }
-        }
-    }
-
-    /// A link that resumes offers the session's image, as far as its kind lets one see.
-    fn check_resumed(&self, link: LinkId) {
-        let offer = self.connections[self.connection(link)].offer;
-        let same = match self.kinds {
-            [LinkKind::V1] => offer == Offer::Right || offer == Offer::Modified && self.writable,
-            [LinkKind::Plain] => {
-                matches!(offer, Offer::Right | Offer::Modified | Offer::Inconsistent)
-            }
-            _ => !matches!(
-                offer,
-                Offer::OtherSize | Offer::OtherContent | Offer::OtherAbilities
-            ),
-        };
-        assert!(same, "resumed with {offer:?}");
     }
 
     /// Whether the page, or its silence, justifies that requests fail and that writes are given up.
-    fn may_fail(&self) -> bool {
+    pub(crate) fn may_fail(&self) -> bool {
         self.stalled || self.page.hang > 0 || self.page.errors > 0
     }
 
     /// The connection of a link that the session may still use.
-    fn connection(&self, link: LinkId) -> usize {
+    pub(crate) fn connection(&self, link: LinkId) -> usize {
         let found = self
             .connections
             .iter()
@@ -671,29 +406,30 @@ impl World {
         match self.random.below(4) {
             0 => {
                 let joined = Bytes::from(parts.concat());
-                self.to_session(connection, Message::Data(joined));
+                self.deliver(connection, Message::Data(joined));
             }
             1 => {
                 for mut part in parts {
                     while part.len() > 1 && self.random.percent(80) {
                         let at = usize::try_from(self.random.below(part.len() as u64)).unwrap();
                         let first = part.split_to(at);
-                        self.to_session(connection, Message::Data(first));
+                        self.deliver(connection, Message::Data(first));
                     }
-                    self.to_session(connection, Message::Data(part));
+                    self.deliver(connection, Message::Data(part));
                 }
             }
             _ => parts
                 .into_iter()
-                .for_each(|part| self.to_session(connection, Message::Data(part))),
+                .for_each(|part| self.deliver(connection, Message::Data(part))),
         }
     }
 
-    fn to_session(&mut self, connection: usize, message: Message) {
+    pub(crate) fn deliver(&mut self, connection: usize, message: Message) {
         let here = &mut self.connections[connection];
-        let at = (self.now + self.random.below(self.latency + 1)).max(here.session_has_until);
+        let at =
+            (self.agenda.now + self.random.below(self.latency + 1)).max(here.session_has_until);
         here.session_has_until = at;
-        self.at(
+        self.agenda.at(
             at,
             Event::ToSession {
                 connection,
@@ -702,18 +438,13 @@ impl World {
         );
     }
 
-    fn after(&mut self, delay: u64, event: Event) {
-        self.at(self.now + delay, event);
-    }
-
-    /// Events at the same time happen in the order they were planned.
-    fn at(&mut self, at: u64, event: Event) {
-        self.queue.push(Reverse((at, self.next_event)));
-        self.events.insert(self.next_event, event);
-        self.next_event += 1;
-    }
-
-    fn instant(&self) -> Instant {
-        self.epoch + Duration::from_micros(self.now)
+    /// Tells what happens, when one schedule is replayed.
+    pub(crate) fn log(&self, what: std::fmt::Arguments<'_>) {
+        if self.is_replay {
+            eprintln!(
+                "{:>9.3} {what}",
+                Duration::from_micros(self.agenda.now).as_secs_f64()
+            );
+        }
     }
 }

@@ -1,0 +1,11 @@
+//! What a session promises, one thing at a time.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod bench;
+mod disk;
+mod ends;
+mod links;
+mod resume;
+mod takeover;
+mod writes;
