@@ -317,5 +317,6 @@ impl Attachment {
     }
 }
 
-#[cfg(all(test, feature = "serve"))]
+#[cfg(test)]
+#[cfg(feature = "serve")]
 mod tests;

@@ -158,10 +158,10 @@ impl Worker {
     fn apply(&mut self, now: Instant, event: Event) {
         match event {
             Event::Order(Order::Link(link)) => {
-                self.take_link(link, |volume, kind| volume.open_link(now, kind))
+                self.take_link(link, |volume, kind| volume.open_link(now, kind));
             }
             Event::Order(Order::Challenge(link)) => {
-                self.take_link(link, |volume, kind| volume.challenge(now, kind))
+                self.take_link(link, |volume, kind| volume.challenge(now, kind));
             }
             Event::Order(Order::End(reason)) => self.begin_end(now, reason),
             Event::Order(Order::Eject { force, answer }) => self.begin_eject(now, force, answer),

@@ -48,6 +48,20 @@ fn metadata_is_one_line_with_its_keys_in_order() {
 }
 
 #[test]
+fn a_link_may_be_silent_for_15_seconds_unless_told_otherwise() {
+    for (members, seconds) in [("", 15), (r#", "silence": 60"#, 60)] {
+        let text = one(&format!(r#""device": "auto"{members}"#));
+        let (config, _) = load(&text, Strictness::Strict).unwrap();
+        assert_eq!(
+            config.configurations[0].silence,
+            Duration::from_secs(seconds)
+        );
+    }
+    let text = one(r#""device": "auto", "silence": 0"#);
+    assert!(message(&text, Strictness::Strict).contains("at least 1"));
+}
+
+#[test]
 fn a_sole_configuration_is_the_default() {
     let (config, _) = load(&one(r#""device": "auto""#), Strictness::Strict).unwrap();
     assert_eq!(config.choose(None).unwrap().name, "0");

@@ -115,6 +115,7 @@ impl Page {
 enum Leave {
     Clean,
     Lost,
+    Frozen,
 }
 
 /// A page that serves.
@@ -130,6 +131,18 @@ pub(crate) struct Ended {
     pub(crate) code: u16,
     /// The server's text messages.
     pub(crate) texts: Vec<Value>,
+    /// The connection, if it was left open.
+    frozen: Option<WebSocketStream<TcpStream>>,
+}
+
+impl Ended {
+    fn new(code: u16, texts: Vec<Value>) -> Self {
+        Self {
+            code,
+            texts,
+            frozen: None,
+        }
+    }
 }
 
 impl Serving {
@@ -150,6 +163,17 @@ impl Serving {
         timeout(PATIENCE, self.task)
             .await
             .expect("the link ends")
+            .unwrap()
+    }
+
+    /// Says and answers nothing any more; the connection stays as long as what this gives.
+    pub(crate) async fn freeze(self) -> WebSocketStream<TcpStream> {
+        let _ = self.stop.send(Leave::Frozen);
+        timeout(PATIENCE, self.task)
+            .await
+            .expect("the link freezes")
+            .unwrap()
+            .frozen
             .unwrap()
     }
 
@@ -190,7 +214,11 @@ async fn serve(
             leave = &mut stop, if !leaving => {
                 leaving = true;
                 match leave {
-                    Ok(Leave::Lost) => return Ended { code: 1006, texts },
+                    Ok(Leave::Lost) => return Ended::new(1006, texts),
+                    Ok(Leave::Frozen) => {
+                        let frozen = Some(socket);
+                        return Ended { frozen, ..Ended::new(1006, texts) };
+                    }
                     Ok(Leave::Clean) => {
                         let _ = socket.send(Message::close(Some(tokio_websockets::CloseCode::NORMAL_CLOSURE), "")).await;
                     }
@@ -205,13 +233,10 @@ async fn serve(
                 if let Some(text) = message.as_text() {
                     texts.push(serde_json::from_str(text).unwrap());
                 } else if let Some((code, _)) = message.as_close() {
-                    return Ended {
-                        code: code.into(),
-                        texts,
-                    };
+                    return Ended::new(code.into(), texts);
                 }
             }
-            _ => return Ended { code: 1006, texts },
+            _ => return Ended::new(1006, texts),
         }
     }
 }
