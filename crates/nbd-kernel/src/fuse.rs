@@ -7,7 +7,7 @@
 mod mount;
 mod protocol;
 
-pub use mount::{MountOptions, is_mounted, mount, unmount};
+pub use mount::{MountOptions, available, is_mounted, mount, unmount};
 pub use protocol::{Action, FileServer, MAX_READ, REQUEST_BUFFER, reply_header};
 
 use std::fs;

@@ -5,7 +5,7 @@
 //! - [`fuse`]: a file system that is one file: mounting it, and its protocol without I/O.
 //! - [`block`]: what sysfs tells of a disk, and its queue's knobs.
 //! - [`users`]: who uses a device.
-//! - [`mounts`], [`module`], [`pipe`]: mount tables, kernel modules, pipe sizes.
+//! - [`mounts`], [`module`]: mount tables, kernel modules.
 //!
 //! Calls here block. Those that wait for whoever serves the device (attaching a loop device, opening one) say so;
 //! a server must make them on another thread than the one that answers.
@@ -18,7 +18,6 @@ pub mod module;
 pub mod mounts;
 pub mod nbd;
 mod netlink;
-pub mod pipe;
 #[cfg(test)]
 mod testing;
 pub mod users;

@@ -57,12 +57,21 @@ pub fn is_mounted(mount_point: &Path) -> bool {
         .any(|mount| mount.mount_point == mount_point && mount.kind == MOUNT_TYPE)
 }
 
-fn mount_directly(options: &MountOptions<'_>) -> Result<OwnedFd> {
-    let device = File::options()
+/// Fails where the kernel has no FUSE, or this process may not use it.
+pub fn available() -> Result<()> {
+    open_device().map(drop)
+}
+
+fn open_device() -> Result<File> {
+    File::options()
         .read(true)
         .write(true)
         .open("/dev/fuse")
-        .doing_to("open", "/dev/fuse")?;
+        .doing_to("open", "/dev/fuse")
+}
+
+fn mount_directly(options: &MountOptions<'_>) -> Result<OwnedFd> {
+    let device = open_device()?;
     rustix::io::ioctl_fionbio(&device, true).doing_to("use", "/dev/fuse")?;
     let mut data = format!(
         "fd={},rootmode=100000,user_id={},group_id={},default_permissions",

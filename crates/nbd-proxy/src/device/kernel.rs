@@ -125,7 +125,7 @@ pub(crate) async fn attach(
         .map_err(DeviceError::io("keep a socket pair open"))?;
     let serving = Serving::start(ours, &request)?;
     let plan = Plan::new(index, &request);
-    let attachment = blocking::run(move || plan.carry_out(theirs.into()))
+    let attachment = blocking::run(move || plan.carry_out(&theirs.into()))
         .await
         .map_err(DeviceError::io("start a thread"))??;
     let path = attachment.0.device.disk().path();
@@ -230,7 +230,7 @@ impl Plan {
         }
     }
 
-    fn carry_out(&self, socket: OwnedFd) -> Result<Attachment, DeviceError> {
+    fn carry_out(&self, socket: &OwnedFd) -> Result<Attachment, DeviceError> {
         load_driver().map_err(|error| self.explain(error))?;
         let netlink = match self.mode {
             AttachMode::Ioctl => None,
@@ -240,7 +240,7 @@ impl Plan {
         };
         let sign = sign_of_life(&self.session).ok();
         let (device, way) = match (netlink, self.mode) {
-            (Some(netlink), _) => self.by_netlink(netlink, &socket),
+            (Some(netlink), _) => self.by_netlink(netlink, socket),
             (None, AttachMode::Netlink) => return Err(self.no_netlink()),
             (None, _) => self.by_ioctl(socket),
         }
@@ -269,7 +269,7 @@ impl Plan {
         Ok((Device::new(index), Way::Netlink(netlink)))
     }
 
-    fn by_ioctl(&self, socket: OwnedFd) -> nbd_kernel::Result<(Device, Way)> {
+    fn by_ioctl(&self, socket: &OwnedFd) -> nbd_kernel::Result<(Device, Way)> {
         let options = IoctlOptions {
             size: self.size,
             block_size: BLOCK_SIZE,

@@ -12,6 +12,7 @@ pub(crate) mod kernel;
 pub(crate) mod loopdev;
 pub(crate) mod socket;
 #[cfg(test)]
+#[cfg(feature = "fuse")]
 mod testing;
 
 use std::{
