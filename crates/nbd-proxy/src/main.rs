@@ -19,6 +19,7 @@ mod device;
 #[cfg(feature = "serve")]
 mod eject;
 mod hook;
+mod keep;
 mod link;
 mod paths;
 mod report;

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use nbd_session::EndReason;
+use nbd_session::{EndReason, KeepState};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -276,7 +276,8 @@ impl Slot {
         match status.phase {
             Phase::Draining | Phase::Ended => return Err(Refusal::draining(&status)),
             Phase::Held { .. } if occupant.user == link.user => {}
-            Phase::Attaching | Phase::Attached if same_session && occupant.user == link.user => {}
+            Phase::Attaching | Phase::Attached
+                if (same_session || status.alone) && occupant.user == link.user => {}
             Phase::Attaching | Phase::Attached | Phase::Held { .. } => {
                 return Err(Refusal::in_use(occupant, status.image.as_ref()));
             }
@@ -374,6 +375,11 @@ fn same_but_counters(one: &ConfigurationView, other: &ConfigurationView) -> bool
             bytes_read: 0,
             requests: 0,
             seconds_left: None,
+            keep: session.keep.map(|keep| KeepState {
+                bytes: 0,
+                seconds_left: None,
+                ..keep
+            }),
             ..session
         })
     };

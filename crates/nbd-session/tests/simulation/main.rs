@@ -3,6 +3,7 @@
 //! `SIM_SEEDS=n` runs n schedules (1,000 by default); `SIM_SEED=n` replays the one with that seed.
 
 mod connection;
+mod keeper;
 mod machine;
 mod page;
 mod random;

@@ -5,13 +5,15 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nbd::Payload;
 use nbd_session::control::{PageMessage, ServerMessage};
 use nbd_session::{
     Closing, DevicePhase, EndReason, LinkId, LinkKind, Output, Session, SessionConfig,
-    SessionEvent, Volume, close,
+    SessionEvent, StoreAction, StoreId, Volume, close,
 };
 
 use crate::connection::Connection;
+use crate::keeper::Keeper;
 use crate::machine::Machine;
 use crate::page::{Offer, Page};
 use crate::random::Random;
@@ -43,6 +45,11 @@ enum Event {
     Connect { offer: Offer, anyway: bool },
     /// The peer answers a ping.
     Pong { connection: usize },
+    /// The store of the kept copy has done a task.
+    Stored {
+        task: StoreId,
+        result: Result<Payload, String>,
+    },
     /// The machine asks for something.
     Ask,
     /// Something goes wrong.
@@ -78,7 +85,11 @@ pub(crate) struct World {
     latency: u64,
     /// Nobody answers for so long that requests may fail, or are given up.
     stalled: bool,
+    keeper: Option<Keeper>,
+    /// The session has its copy, and needs no link.
+    independent: bool,
     held: bool,
+    alone: bool,
     ended: bool,
     statistics: Statistics,
 }
@@ -103,6 +114,7 @@ impl World {
         if random.percent(10) {
             page.errors = random.pick(&[1, 10, 50]);
         }
+        let keeper = random.percent(60).then(|| Keeper::new(&mut random));
         Self {
             writable,
             kinds: random.pick(&[
@@ -128,7 +140,10 @@ impl World {
             page,
             connections: Vec::new(),
             stalled: false,
+            keeper,
+            independent: false,
             held: false,
+            alone: false,
             ended: false,
             statistics: Statistics::default(),
         }
@@ -240,6 +255,7 @@ impl World {
                     self.after(5 * SECOND, Event::Pong { connection });
                 }
             }
+            Event::Stored { task, result } => self.volume.handle_stored(now, task, result),
             Event::Ask => self.ask(),
             Event::Trouble => self.trouble(),
             Event::End => self.volume.end(now, EndReason::Bye),
@@ -527,9 +543,20 @@ impl World {
                         .expect("nothing is answered before it is asked");
                     machine.answer(request, result, may_fail, may_lose);
                 }
+                Output::Store { task, action } => self.store(task, action),
                 Output::Event(event) => self.notice(event),
             }
         }
+    }
+
+    /// The store does its tasks in order, and answers in its own time.
+    fn store(&mut self, task: StoreId, action: StoreAction) {
+        let keeper = self.keeper.as_mut().expect("nothing is stored unasked");
+        let result = keeper.carry_out(&mut self.random, action);
+        let delay = self.random.below(self.latency + 2);
+        keeper.done_at = (self.now + delay).max(keeper.done_at);
+        let at = keeper.done_at;
+        self.at(at, Event::Stored { task, result });
     }
 
     fn closed_by_session(&mut self, link: LinkId, code: u16, reason: &str) {
@@ -573,20 +600,42 @@ impl World {
                 let now = self.instant();
                 self.volume
                     .set_device(now, DevicePhase::Attached, Some("/dev/nbd0".into()));
+                if self.keeper.is_some() {
+                    self.volume.begin_keep(now);
+                }
                 self.after(0, Event::Ask);
             }
             SessionEvent::Held { until, .. } => {
                 assert!(!std::mem::replace(&mut self.held, true), "held twice");
+                assert!(!self.independent, "held with a whole copy");
                 assert!(until > self.instant());
+                self.alone = false;
                 self.statistics.count("held");
             }
             SessionEvent::Resumed => {
-                assert!(
-                    std::mem::replace(&mut self.held, false),
-                    "resumed without being held"
-                );
+                let held = std::mem::take(&mut self.held);
+                let alone = std::mem::take(&mut self.alone);
+                assert!(held != alone, "resumed without being held");
                 self.check_resumed();
                 self.statistics.count("resumed");
+            }
+            SessionEvent::Whole => {
+                assert!(!std::mem::replace(&mut self.independent, true));
+                self.statistics.count("copy: whole");
+            }
+            SessionEvent::Alone { .. } => {
+                assert!(self.independent, "nobody has the image");
+                assert!(!std::mem::replace(&mut self.alone, true), "alone twice");
+                self.held = false;
+                self.statistics.count("copy: alone");
+            }
+            SessionEvent::KeepLost(_) => {
+                let keeper = self.keeper.as_ref().expect("there is a copy");
+                assert!(keeper.failed, "the copy was given up without a cause");
+                if std::mem::take(&mut self.independent) {
+                    self.statistics.count("copy: lost when whole");
+                }
+                self.statistics.count("copy: lost");
             }
             SessionEvent::Ending(_) => {
                 let delay = self.random.below(5 * SECOND);
@@ -594,6 +643,11 @@ impl World {
             }
             SessionEvent::Ended(reason) => {
                 self.ended = true;
+                let of_links = matches!(
+                    reason,
+                    EndReason::Closed | EndReason::HoldExpired | EndReason::LinkLost(_)
+                );
+                assert!(!self.independent || !of_links, "ended for want of a link");
                 let unanswered = self.machine.as_ref().map_or(0, Machine::outstanding);
                 assert_eq!(unanswered, 0, "ended before everything was answered");
                 self.statistics.count(match reason {
