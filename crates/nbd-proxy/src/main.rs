@@ -31,7 +31,6 @@ mod signals;
 #[cfg(feature = "serve")]
 mod status;
 mod stdio;
-#[cfg(feature = "serve")]
 mod units;
 
 use std::{future::Future, io::Write, path::Path, process::ExitCode};
