@@ -6,6 +6,7 @@
 
 mod board;
 mod ending;
+mod keeping;
 mod lifecycle;
 mod steps;
 mod worker;
@@ -15,12 +16,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use nbd_session::{EndReason, ImageInfo};
+use nbd_session::{EndReason, ImageInfo, KeepState};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     claim::Claim,
-    config::{Config, Configuration, Media},
+    config::{Config, Configuration, Keep, Media},
     device::{AttachMode, DeviceSpec},
     hook::Hook,
     link::{Link, Peer},
@@ -72,6 +73,8 @@ pub(crate) struct Settings {
     pub(crate) hold: Duration,
     /// How long the peer of a `v=1` link may be silent.
     pub(crate) silence: Duration,
+    /// Whether and where a copy of the image is made.
+    pub(crate) keep: Option<Keep>,
     /// How much is asked of a link.
     pub(crate) limits: Limits,
     /// How long a device may take to detach, or to finish attaching, once the session is over.
@@ -81,7 +84,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// For the stdin/stdout form: no hold, and a swift end.
+    /// For the stdin/stdout form: no hold, no copy, and a swift end.
     pub(crate) fn for_stdio(
         config: &Config,
         configuration: &Configuration,
@@ -90,6 +93,7 @@ impl Settings {
         let asked = Self::with_limits(config, configuration, runtime_dir, Limits::STDIO);
         Self {
             hold: Duration::ZERO,
+            keep: None,
             limits: Limits {
                 max_request: asked.limits.max_request.min(Limits::STDIO.max_request),
                 max_in_flight: asked.limits.max_in_flight.min(Limits::STDIO.max_in_flight),
@@ -124,6 +128,7 @@ impl Settings {
             timeout: config.timeout,
             hold: configuration.hold,
             silence: configuration.silence,
+            keep: configuration.keep.clone(),
             limits: Limits {
                 max_request: configuration.max_request.unwrap_or(limits.max_request),
                 max_in_flight: configuration.max_in_flight.unwrap_or(limits.max_in_flight),
@@ -186,6 +191,10 @@ pub(crate) struct Status {
     pub(crate) bytes_read: u64,
     /// Requests of the machine that were answered.
     pub(crate) requests: u64,
+    /// How far the copy of the image is, where one is wanted.
+    pub(crate) keep: Option<KeepState>,
+    /// No link serves the image, and none is needed.
+    pub(crate) alone: bool,
 }
 
 /// What came of an eject.
@@ -247,6 +256,8 @@ impl Attachment {
             since: SystemTime::now(),
             bytes_read: 0,
             requests: 0,
+            keep: None,
+            alone: false,
         });
         tokio::spawn(worker::Worker::new(settings, claim, session, inbox, publisher).run());
         Self { orders, status }

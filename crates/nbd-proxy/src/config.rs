@@ -1,5 +1,6 @@
 //! `config.json`: what configurations there are, and how each is attached.
 
+mod keep;
 mod lenient;
 mod reader;
 
@@ -12,6 +13,7 @@ use std::{
 use serde_json::{Map, Value};
 
 use crate::device::{AttachMode, DeviceSpec};
+pub(crate) use keep::{Keep, Place};
 use reader::{Reader, Section};
 
 /// How much is forgiven.
@@ -82,6 +84,8 @@ pub(crate) struct Configuration {
     pub(crate) hold: Duration,
     /// How long the peer of a link may be silent before the link counts as lost.
     pub(crate) silence: Duration,
+    /// Whether and where a copy of the image is made.
+    pub(crate) keep: Option<Keep>,
     /// Bytes asked for in one request, if not the form's own limit: 4 KiB to 32 MiB, whole sectors.
     pub(crate) max_request: Option<u32>,
     /// Bytes of replies outstanding at once, if not the form's own limit.
@@ -174,6 +178,7 @@ impl Config {
             metadata: None,
             hold: HOLD,
             silence: SILENCE,
+            keep: None,
             max_request: None,
             max_in_flight: None,
             attach: AttachMode::default(),
@@ -294,6 +299,7 @@ impl Configuration {
             metadata: section.object("metadata")?,
             hold: section.seconds("hold")?.unwrap_or(HOLD),
             silence: read_silence(&mut section)?,
+            keep: keep::read(&mut section)?,
             max_request: read_max_request(&mut section)?,
             max_in_flight: section.integer("max-in-flight")?,
             attach: section

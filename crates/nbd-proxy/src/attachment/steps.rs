@@ -209,6 +209,7 @@ impl Worker {
                     DevicePhase::Attaching
                 };
                 self.show_device(now, phase);
+                self.start_keeper(now);
             }
             Err(error) => self.begin_end(now, EndReason::Failed(error.to_string())),
         }

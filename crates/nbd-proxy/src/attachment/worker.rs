@@ -23,6 +23,7 @@ use super::{Order, Settings, Status, board::Board, lifecycle::Lifecycle, steps::
 use crate::{
     claim::Claim,
     device::{DeviceEvent, DeviceRequest, REQUEST_QUEUE, ReplySlot},
+    keep::{Keeper, Kept},
     link::{self, Link, LinkCommand, LinkEvent, Peer},
     report,
 };
@@ -40,6 +41,8 @@ pub(super) struct Worker {
     pub(super) board: Board,
     pub(super) life: Lifecycle,
     pub(super) jobs: JoinSet<Finished>,
+    /// Where the image is copied to.
+    pub(super) keeper: Option<Keeper>,
     /// For devices: where their requests and events go.
     pub(super) to_requests: mpsc::Sender<DeviceRequest>,
     pub(super) to_device_events: mpsc::UnboundedSender<DeviceEvent>,
@@ -76,6 +79,8 @@ enum Event {
     Requests,
     Device(DeviceEvent),
     Job(Result<Finished, JoinError>),
+    /// None: the store's thread is gone.
+    Kept(Option<Kept>),
     Timeout,
 }
 
@@ -94,6 +99,7 @@ impl Worker {
             board: Board::new(publisher),
             life: Lifecycle::default(),
             jobs: JoinSet::new(),
+            keeper: None,
             to_requests,
             to_device_events,
             orders,
@@ -118,6 +124,7 @@ impl Worker {
             self.forward_output(now);
             self.proceed(now);
             self.forward_output(now);
+            self.board.set_keep(self.volume.keep_state());
             self.board.publish(now);
         }
     }
@@ -143,6 +150,12 @@ impl Worker {
             });
             ready.map_or(Poll::Pending, Poll::Ready)
         });
+        let kept = async {
+            match &mut self.keeper {
+                Some(keeper) => keeper.event().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             order = self.orders.recv(), if !self.life.is_ending() || !self.orders.is_closed() => {
                 order.map_or(Event::Deserted, Event::Order)
@@ -151,6 +164,7 @@ impl Worker {
             _ = self.requests.recv_many(&mut self.request_batch, BATCH) => Event::Requests,
             Some(event) = self.device_events.recv() => Event::Device(event),
             Some(finished) = self.jobs.join_next() => Event::Job(finished),
+            kept = kept => Event::Kept(kept),
             () = timeout => Event::Timeout,
         }
     }
@@ -175,6 +189,7 @@ impl Worker {
                 self.begin_end(now, EndReason::Failed(cause));
             }
             Event::Job(Ok(finished)) => self.finish_job(now, finished),
+            Event::Kept(kept) => self.apply_kept(now, kept),
             Event::Job(Err(error)) => self.lose_job(now, &error.to_string()),
             Event::Timeout => {
                 self.volume.handle_timeout(now);
@@ -263,6 +278,11 @@ impl Worker {
                     self.links.retain(|known| known.id != link);
                 }
                 Output::Complete { request, result } => self.complete(request, result),
+                Output::Store { task, action } => {
+                    if let Some(keeper) = &self.keeper {
+                        keeper.give(task, action);
+                    }
+                }
                 Output::Event(event) => self.apply_session_event(now, event),
             }
         }
@@ -319,7 +339,11 @@ impl Worker {
                     self.settings.name
                 ));
                 self.board.set_held(None);
+                self.board.set_alone(false);
             }
+            SessionEvent::Whole => self.show_whole(),
+            SessionEvent::Alone { reason } => self.show_alone(&reason),
+            SessionEvent::KeepLost(problem) => self.drop_keeper(&problem),
             SessionEvent::Ending(reason) | SessionEvent::Ended(reason) => {
                 self.begin_end(now, reason);
             }

@@ -179,6 +179,27 @@ fn a_wrong_value_names_its_key() {
             r#""device": "auto", "max-request": 1000"#,
             "configurations.0.max-request",
         ),
+        (r#""device": "auto", "keep": true"#, "configurations.0.keep"),
+        (
+            r#""device": "auto", "keep": "ram""#,
+            "configurations.0.keep",
+        ),
+        (
+            r#""device": "auto", "keep": {"limit": 1}"#,
+            "configurations.0.keep.in",
+        ),
+        (
+            r#""device": "auto", "keep": {"in": "/k", "limit": "1G"}"#,
+            "configurations.0.keep.limit",
+        ),
+        (
+            r#""device": "auto", "keep": {"in": "/k", "limit": 0}"#,
+            "configurations.0.keep.limit",
+        ),
+        (
+            r#""device": "auto", "keep": {"in": "/k", "limt": 5}"#,
+            "configurations.0.keep.limt",
+        ),
         (
             r#""device": "auto", "attach": "magic""#,
             "configurations.0.attach",
@@ -207,6 +228,31 @@ fn a_wrong_value_names_its_key() {
     ] {
         assert!(load(text, Strictness::Lenient).is_err(), "{text}");
     }
+}
+
+#[test]
+fn a_copy_is_kept_where_the_file_says() {
+    let keep = |value: &str| {
+        let text = one(&format!(r#""device": "auto", "keep": {value}"#));
+        load(&text, Strictness::Strict).unwrap().0.configurations[0]
+            .keep
+            .clone()
+    };
+    let memory = Keep {
+        place: Place::Memory,
+        limit: None,
+    };
+    let directory = Keep {
+        place: Place::Directory("/var/lib/k".into()),
+        limit: Some(1 << 30),
+    };
+    assert_eq!(keep(r#""off""#), None);
+    assert_eq!(keep(r#""memory""#), Some(memory.clone()));
+    assert_eq!(keep(r#"{"in": "memory"}"#), Some(memory));
+    assert_eq!(
+        keep(r#"{"in": "/var/lib/k", "limit": 1073741824}"#),
+        Some(directory)
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use nbd_session::EndReason;
+use nbd_session::{EndReason, KeepState};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -282,6 +282,7 @@ impl Slot {
             _ if same_session => occupant.attachment.link(link),
             // Another link may be on its way to resume it: that one is not to fail because of this one.
             Phase::Held { .. } => occupant.attachment.challenge(link),
+            _ if status.alone => occupant.attachment.challenge(link),
             _ if takeover && status.image.is_some() => occupant.attachment.challenge(link),
             _ => return Err(Refusal::in_use(&status, same_user)),
         }
@@ -369,6 +370,11 @@ fn same_but_counters(one: &ConfigurationView, other: &ConfigurationView) -> bool
             bytes_read: 0,
             requests: 0,
             seconds_left: None,
+            keep: session.keep.map(|keep| KeepState {
+                bytes: 0,
+                seconds_left: None,
+                ..keep
+            }),
             ..session
         })
     };

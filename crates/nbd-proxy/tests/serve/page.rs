@@ -113,6 +113,7 @@ impl Page {
 
 /// How a page is to leave.
 enum Leave {
+    Bye,
     Clean,
     Lost,
     Frozen,
@@ -177,6 +178,15 @@ impl Serving {
             .unwrap()
     }
 
+    /// Says `bye` once the server has told it that it serves a session of before, and waits for the server to close.
+    pub(crate) async fn say_bye(self) -> Ended {
+        let _ = self.stop.send(Leave::Bye);
+        timeout(PATIENCE, self.task)
+            .await
+            .expect("the link ends")
+            .unwrap()
+    }
+
     /// Breaks the connection without a word.
     pub(crate) async fn lose(self) {
         let _ = self.stop.send(Leave::Lost);
@@ -202,7 +212,12 @@ async fn serve(
     let mut server = NbdServer::new(content);
     let mut texts = Vec::new();
     let mut leaving = false;
+    let mut owes_bye = false;
     loop {
+        if owes_bye && texts.iter().any(|text: &Value| text["resumed"] == true) {
+            owes_bye = false;
+            let _ = socket.send(Message::text(r#"{"type":"bye"}"#)).await;
+        }
         for part in server.output() {
             if socket.feed(Message::binary(part)).await.is_err() {
                 break;
@@ -219,6 +234,7 @@ async fn serve(
                         let frozen = Some(socket);
                         return Ended { frozen, ..Ended::new(1006, texts) };
                     }
+                    Ok(Leave::Bye) => owes_bye = true,
                     Ok(Leave::Clean) => {
                         let _ = socket.send(Message::close(Some(tokio_websockets::CloseCode::NORMAL_CLOSURE), "")).await;
                     }

@@ -17,9 +17,11 @@ use bytes::Bytes;
 use nbd::wire::{CommandFlags, Errno};
 use nbd::{Command, Export, Reply};
 
-pub use config::{Closing, LinkId, LinkKind, Output, RequestId, SessionConfig, SessionEvent};
+pub use config::{
+    Closing, LinkId, LinkKind, Output, RequestId, SessionConfig, SessionEvent, StoreAction, StoreId,
+};
 
-use crate::control::{DevicePhase, DeviceState, ImageInfo, PageMessage, ServerMessage};
+use crate::control::{DevicePhase, DeviceState, ImageInfo, KeepState, PageMessage, ServerMessage};
 use crate::reason::{EndReason, Fault, close};
 use crate::volume::SECTOR;
 use identity::Identity;
@@ -62,6 +64,9 @@ pub struct Session {
     seen: Seen,
     phase: DevicePhase,
     device: Option<String>,
+    keep: Option<KeepState>,
+    /// Somebody here has the whole image: links are welcome, but not needed.
+    independent: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -74,6 +79,8 @@ enum State {
     Served,
     /// No link serves it; perhaps one is on its way to.
     Held { until: Instant },
+    /// No link serves it, and none is needed.
+    Alone,
     /// It is over.
     Ended,
 }
@@ -96,6 +103,8 @@ impl Session {
             seen: Seen::new(config.seed),
             phase: DevicePhase::Attaching,
             device: None,
+            keep: None,
+            independent: false,
             outputs: VecDeque::new(),
             config,
         }
@@ -113,9 +122,9 @@ impl Session {
             State::Ended => self.close(id, close::GOING_AWAY, "the session has ended"),
             State::Served => {
                 let until = now + self.config.hold.max(self.config.timeout);
-                self.hold(until, "superseded by a newer link".into());
+                self.wait(until, "superseded by a newer link".into());
             }
-            State::Opening | State::Held { .. } => {}
+            State::Opening | State::Held { .. } | State::Alone => {}
         }
         if self.state != State::Ended {
             self.link = Some(Link::new(id, kind, &self.config, now));
@@ -159,7 +168,7 @@ impl Session {
         }
     }
 
-    /// The link is gone. In order, it ends the session, if this link had ever served it.
+    /// The link is gone. In order, it ends the session, if this link had ever served it and is still needed.
     pub fn handle_closed(&mut self, now: Instant, link: LinkId, closing: Closing) {
         let Some(current) = self.current(link) else {
             return;
@@ -170,6 +179,9 @@ impl Session {
             return;
         }
         match closing {
+            Closing::Clean if self.independent => {
+                self.lose_link(now, "closed by the one who served the image", None);
+            }
             Closing::Clean if served || self.state == State::Opening => {
                 self.link = None;
                 let reason = self.ending.clone().unwrap_or(EndReason::Closed);
@@ -190,7 +202,7 @@ impl Session {
     ) {
         match self.state {
             State::Opening | State::Ended => self.complete(request, Err(Errno::EIO)),
-            State::Served | State::Held { .. } => {
+            State::Served | State::Held { .. } | State::Alone => {
                 self.requests.push(request, flags, command);
                 self.pump(now);
             }
@@ -205,11 +217,52 @@ impl Session {
         self.send_state(now);
     }
 
-    /// The session is to end: the stop hook runs. Requests are served while the link lives; without it they fail at
-    /// once, and [`SessionEvent::Ended`] may come before [`Self::end`] is called.
+    /// What the `state` message tells of a kept copy.
+    pub fn set_keep(&mut self, now: Instant, keep: Option<KeepState>) {
+        if self.keep != keep && self.state != State::Ended {
+            self.keep = keep;
+            self.send_state(now);
+        }
+    }
+
+    /// Whether somebody here has the whole image, which is read-only. Then requests are not submitted any more, and
+    /// a link that is lost or closed neither holds nor ends the session. Where that is over, a link is needed again.
+    pub fn set_independent(&mut self, now: Instant, independent: bool) {
+        self.independent = independent;
+        match self.state {
+            State::Held { until } if independent => {
+                self.wait(until, "it is not needed any more".into());
+                self.send_state(now);
+            }
+            State::Alone if !independent => {
+                self.state = State::Served;
+                self.miss_link(
+                    now,
+                    "the kept copy is lost, and nobody serves the image".into(),
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes back all unanswered requests, in order: their submitter answers them otherwise.
+    pub fn withdraw(&mut self) -> Vec<(RequestId, Command)> {
+        let requests = self.requests.take_all();
+        requests
+            .map(|request| (request.id, request.command))
+            .collect()
+    }
+
+    /// Whether a link serves the image just now.
+    pub fn is_served(&self) -> bool {
+        self.state == State::Served && self.link.as_ref().is_some_and(Link::is_serving)
+    }
+
+    /// The session is to end: the stop hook runs. Requests are served while the link lives, or is not needed; without
+    /// it they fail at once, and [`SessionEvent::Ended`] may come before [`Self::end`] is called.
     pub fn drain(&mut self, _now: Instant, reason: EndReason) {
         let reason = self.ending.get_or_insert(reason).clone();
-        if self.state != State::Served {
+        if self.state != State::Served && !self.independent {
             self.finish(reason);
         }
     }
@@ -331,7 +384,7 @@ impl Session {
     fn say_farewell(&mut self, now: Instant) {
         match self.state {
             State::Opening => self.finish(EndReason::Bye),
-            State::Held { .. } => {
+            State::Held { .. } | State::Alone => {
                 let Fault { code, reason } = Fault::early_bye();
                 self.lose_link(now, &reason, Some(code));
             }
@@ -362,20 +415,32 @@ impl Session {
             self.close(link.id, code, cause);
         }
         self.requests.requeue();
+        self.miss_link(now, cause.into());
+    }
+
+    /// There is no link: the session ends, waits, or goes on.
+    fn miss_link(&mut self, now: Instant, cause: String) {
         match (self.state, self.ending.clone()) {
-            (State::Ended, _) => {}
+            (State::Ended | State::Alone, _) => {}
+            (State::Served, _) if self.independent => self.wait(now, cause),
             (_, Some(reason)) => self.finish(reason),
-            (State::Opening, _) => self.finish(EndReason::LinkLost(cause.into())),
-            _ if self.config.hold.is_zero() => self.finish(EndReason::LinkLost(cause.into())),
-            (State::Served, _) => self.hold(now + self.config.hold, cause.into()),
+            (State::Opening, _) => self.finish(EndReason::LinkLost(cause)),
+            _ if self.config.hold.is_zero() => self.finish(EndReason::LinkLost(cause)),
+            (State::Served, _) => self.wait(now + self.config.hold, cause),
             (State::Held { .. }, _) => {}
         }
     }
 
-    fn hold(&mut self, until: Instant, reason: String) {
-        self.state = State::Held { until };
-        self.outputs
-            .push_back(Output::Event(SessionEvent::Held { until, reason }));
+    /// Waits for a link until then, or for none where none is needed.
+    fn wait(&mut self, until: Instant, reason: String) {
+        let event = if self.independent {
+            self.state = State::Alone;
+            SessionEvent::Alone { reason }
+        } else {
+            self.state = State::Held { until };
+            SessionEvent::Held { until, reason }
+        };
+        self.outputs.push_back(Output::Event(event));
     }
 
     /// The link has shown that it serves the session's image.
@@ -467,6 +532,7 @@ impl Session {
             resumed: self.resumed,
             seconds_left,
             hold: self.config.hold.as_secs(),
+            keep: self.keep.clone(),
         }));
     }
 

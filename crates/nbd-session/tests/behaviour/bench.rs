@@ -264,6 +264,7 @@ impl Bench {
                 }
                 Output::Close { code, reason, .. } => self.closed.push((code, reason)),
                 Output::Complete { request, result } => self.completed.push((request.0, result)),
+                Output::Store { .. } => panic!("nothing is stored unasked"),
                 Output::Event(event) => self.events.push(event),
             }
         }
