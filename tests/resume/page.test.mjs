@@ -1,0 +1,295 @@
+// A disk served from a real browser that is lost and comes back, while a machine reads: never an error, never a wrong
+// byte.
+
+import assert from "node:assert/strict";
+import { copyFile, stat, utimes, writeFile } from "node:fs/promises";
+import { createConnection, createServer } from "node:net";
+import { join } from "node:path";
+import { test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { noise, sha256 } from "../lib/images.mjs";
+import { browser, openPage, ready, said, waitUntilSaid } from "../lib/page.mjs";
+import { atEnd, background, freePort, temporaryFolder, waitFor } from "../lib/process.mjs";
+import { serve } from "../lib/program.mjs";
+import { Reader } from "../lib/reader.mjs";
+
+const SOCKET = { 0: { device: "unix:", hold: 120 } };
+const BROWSERS = /** @type {const} */ (["chromium", "firefox"]);
+
+/** @typedef {import("node:test").TestContext} TestContext */
+/** @typedef {import("../lib/browsers.mjs").Tab} Tab */
+/** @typedef {Awaited<ReturnType<typeof serve>>} Server */
+
+/** @param {Server} server @returns {Promise<string>} an image of 16 MiB */
+function makeImage(server) {
+  return noise(join(server.folder, "disk.img"), 16 << 20);
+}
+
+/**
+ * Attaches an image from a page, and begins to read the device.
+ *
+ * @param {TestContext} t @param {Tab} tab @param {Server} server @param {string} image
+ */
+async function begin(t, tab, server, image) {
+  await tab.choose("#file", image);
+  await tab.click("#go");
+  const { device } = await server.attached("0");
+  const reader = new Reader(t, `nbd+unix:///?socket=${device}`);
+  await reader.moves();
+  return reader;
+}
+
+/** @param {Reader} reader @param {string} image */
+async function assertWhole(reader, image) {
+  const expected = await sha256(image);
+  const passes = await reader.finish();
+  assert.ok(passes.length > 0);
+  assert.deepEqual(
+    passes,
+    passes.map(() => expected),
+  );
+}
+
+/** @param {Server} server */
+async function held(server) {
+  return waitFor("the session is held", async () => {
+    const session = await server.session("0");
+    return session?.state === "held" && session;
+  });
+}
+
+/** @param {Tab} tab */
+async function offered(tab) {
+  await waitFor("the page offers to go on", async () => {
+    if (await tab.evaluate(`!document.getElementById("offer").hidden`)) return true;
+    throw new Error(await said(tab));
+  });
+}
+
+for (const name of BROWSERS) {
+  test(`${name}: a tab that is reloaded goes on by choosing the same file; another is refused`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const image = await makeImage(server);
+    const tab = await openPage(t, name, server);
+    const reader = await begin(t, tab, server, image);
+    const { since } = await server.session("0");
+    await tab.go(server.url.origin);
+    await ready(tab);
+    await held(server);
+    await offered(tab);
+    assert.match(await said(tab), /waits for \d:\d\d more/);
+
+    const other = await noise(join(server.folder, "other.img"), 16 << 20);
+    await tab.choose("#file", other);
+    await waitUntilSaid(tab, /not the same image.*other\.img.*is not.*disk\.img/is);
+    await tab.click("#go");
+    assert.equal((await server.session("0")).state, "held", "nothing was connected");
+
+    await tab.choose("#file", image);
+    await server.attached("0");
+    await waitUntilSaid(tab, /connected again/i);
+    await assertWhole(reader, image);
+    assert.equal((await server.session("0")).since, since, "the same session");
+  });
+
+  test(`${name}: a browser that was killed and started anew goes on`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const image = await makeImage(server);
+    const profile = await temporaryFolder(t);
+    const first = await browser(t, name, { profile });
+    const tab = await first.open(server.address);
+    await ready(tab);
+    const reader = await begin(t, tab, server, image);
+    const { since } = await server.session("0");
+    await sleep(1000);
+    await first.signal("SIGKILL");
+    await held(server);
+
+    const second = await (await browser(t, name, { profile })).open(server.address);
+    await ready(second);
+    await offered(second);
+    await second.choose("#file", image);
+    await server.attached("0");
+    await assertWhole(reader, image);
+    assert.equal((await server.session("0")).since, since, "the same session");
+  });
+
+  test(`${name}: a browser that is stopped for 30 s goes on by itself`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const image = await makeImage(server);
+    const owner = await browser(t, name);
+    const tab = await owner.open(server.address);
+    await ready(tab);
+    const reader = await begin(t, tab, server, image);
+    await owner.signal("SIGSTOP");
+    try {
+      await held(server);
+      await sleep(14_000);
+    } finally {
+      await owner.signal("SIGCONT");
+    }
+    await server.attached("0");
+    await assertWhole(reader, image);
+    await waitUntilSaid(tab, /connected again/i);
+  });
+
+  test(`${name}: a reverse proxy that is restarted is waited for`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const image = await makeImage(server);
+    const port = await freePort();
+    const first = await nginx(t, port, server);
+    const tab = await (await browser(t, name)).open(`http://127.0.0.1:${port}/${server.url.hash}`);
+    await ready(tab);
+    const reader = await begin(t, tab, server, image);
+    await first.stop("SIGTERM");
+    await held(server);
+    await waitUntilSaid(tab, /reconnecting.*\d:\d\d left/is);
+    assert.equal(await tab.evaluate(`document.getElementById("go").disabled`), true);
+    await nginx(t, port, server);
+    await server.attached("0");
+    await assertWhole(reader, image);
+  });
+
+  test(`${name}: a network that swallows everything is noticed, and left as soon as it is back`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const image = await makeImage(server);
+    const line = await quietableLine(t, Number(server.url.port));
+    const address = `http://127.0.0.1:${line.port}/${server.url.hash}`;
+    const tab = await (await browser(t, name)).open(address);
+    await ready(tab);
+    const reader = await begin(t, tab, server, image);
+    line.silent = true;
+    await held(server);
+    await waitUntilSaid(tab, /reconnecting.*\d:\d\d left/is);
+    line.silent = false;
+    await server.attached("0");
+    await assertWhole(reader, image);
+  });
+
+  test(`${name}: closing the tab holds the session, and a new tab offers to go on`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const image = await makeImage(server);
+    const owner = await browser(t, name);
+    const tab = await owner.open(server.address);
+    await ready(tab);
+    const reader = await begin(t, tab, server, image);
+    await tab.close();
+    await held(server);
+    const next = await owner.open(server.url.origin);
+    await ready(next);
+    await offered(next);
+    await next.choose("#file", image);
+    await server.attached("0");
+    await assertWhole(reader, image);
+    await next.click("#stop");
+    await server.detached("0");
+    await next.go(server.url.origin);
+    await ready(next);
+    assert.equal(await next.evaluate(`document.getElementById("offer").hidden`), true);
+  });
+}
+
+test("what differs is said: the size, or the time of the last change", async (t) => {
+  const server = await serve(t, SOCKET);
+  const image = await makeImage(server);
+  const tab = await openPage(t, "chromium", server);
+  await begin(t, tab, server, image);
+  await tab.go(server.url.origin);
+  await ready(tab);
+  await offered(tab);
+  const [short, late, same] = await Promise.all(
+    [1, 2, 3].map(async () => join(await temporaryFolder(t), "disk.img")),
+  );
+  await writeFile(short, "short");
+  await tab.choose("#file", short);
+  await waitUntilSaid(tab, /has 5 bytes, not 16,777,216/);
+  await copyFile(image, late);
+  await utimes(late, 1, 1);
+  await tab.choose("#file", late);
+  await waitUntilSaid(tab, /was modified at/);
+  await copyFile(image, same);
+  const { mtime } = await stat(image);
+  await utimes(same, mtime, mtime);
+  await tab.choose("#file", same);
+  await server.attached("0");
+});
+
+test("an eject while the tab is away ends the offer", async (t) => {
+  const server = await serve(t, SOCKET);
+  const tab = await openPage(t, "firefox", server);
+  await begin(t, tab, server, await makeImage(server));
+  await tab.go(server.url.origin);
+  await ready(tab);
+  await offered(tab);
+  await server.api("configurations/0/eject", { method: "POST", body: `{"force":true}` });
+  await waitFor("the offer is gone", () => tab.evaluate(`document.getElementById("offer").hidden`));
+});
+
+/** @param {TestContext} t @param {number} port @param {Server} server */
+async function nginx(t, port, server) {
+  const folder = await temporaryFolder(t);
+  const config = join(folder, "nginx.conf");
+  await writeFile(
+    config,
+    `daemon off; master_process off; pid ${folder}/pid; error_log stderr;
+     events {}
+     http {
+       access_log off;
+       client_body_temp_path ${folder}/body; proxy_temp_path ${folder}/proxy;
+       fastcgi_temp_path ${folder}/fastcgi; uwsgi_temp_path ${folder}/uwsgi; scgi_temp_path ${folder}/scgi;
+       map $http_upgrade $connection_upgrade { default upgrade; "" close; }
+       server {
+         listen 127.0.0.1:${port};
+         location / {
+           proxy_pass http://${server.url.host};
+           proxy_http_version 1.1;
+           proxy_buffering off;
+           proxy_set_header Host $http_host;
+           proxy_set_header Upgrade $http_upgrade;
+           proxy_set_header Connection $connection_upgrade;
+         }
+       }
+     }`,
+  );
+  const program = background(t, "nginx", ["-e", "stderr", "-c", config, "-p", folder]);
+  await waitFor("nginx answers", async () => (await fetch(`http://127.0.0.1:${port}/healthz`)).ok);
+  return program;
+}
+
+/**
+ * A line that can fall silent: its connections stay, and nothing gets through, nor do new ones.
+ *
+ * @param {TestContext} t @param {number} target a port of loopback
+ */
+async function quietableLine(t, target) {
+  const line = { port: 0, silent: false };
+  const server = createServer((near) => {
+    const far = createConnection(target, "127.0.0.1");
+    // Each end learns only what happens while the line is sound.
+    const lost = line.silent;
+    const pairs = /** @type {const} */ ([
+      [near, far],
+      [far, near],
+    ]);
+    let dead = lost;
+    for (const [from, to] of pairs) {
+      from.on("error", () => {});
+      from.on("data", (data) => {
+        dead ||= line.silent;
+        if (!dead) to.write(data);
+      });
+      from.on("close", () => {
+        dead ||= line.silent;
+        if (!dead) to.destroy();
+      });
+    }
+    atEnd(t, () => {
+      near.destroy();
+      far.destroy();
+    });
+  }).listen(0, "127.0.0.1");
+  await new Promise((resolve) => server.once("listening", resolve));
+  atEnd(t, () => server.close());
+  line.port = /** @type {import("node:net").AddressInfo} */ (server.address()).port;
+  return line;
+}
