@@ -64,7 +64,7 @@ export async function attach(t, name, server, image) {
 /** @param {Tab} tab @returns {Promise<string>} what the page shows of its state and log */
 export async function said(tab) {
   return tab.evaluate(
-    `["#state", "#progress", "#offer", "#log"].map((id) => document.querySelector(id).innerText).join("\\n")`,
+    `["#state", "#progress", "#offer:not([hidden])", "#log"].map((id) => document.querySelector(id)?.innerText).join("\\n")`,
   );
 }
 

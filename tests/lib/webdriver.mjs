@@ -103,7 +103,11 @@ class Browser {
 
   /** @param {string} url @returns {Promise<Tab>} */
   async open(url) {
-    const { handle } = await call("POST", `${this.session}/window/new`, { type: "tab" });
+    // The current window may be one that was closed.
+    const [any] = await call("GET", `${this.session}/window/handles`);
+    const { handle } = await this.within(any, (send) =>
+      send("POST", "/window/new", { type: "tab" }),
+    );
     const tab = new Tab(this, handle);
     await tab.go(url);
     return tab;

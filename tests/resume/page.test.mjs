@@ -189,6 +189,72 @@ for (const name of BROWSERS) {
   });
 }
 
+test("one click goes on where the browser keeps the file's handle", async (t) => {
+  const server = await serve(t, SOCKET);
+  const tab = await openPage(t, "chromium", server);
+  // No driver can use the system's dialog. A file of the origin's own gives the same kind of handle.
+  await tab.evaluate(`(async () => {
+    const folder = await navigator.storage.getDirectory();
+    const handle = await folder.getFileHandle("disk.img", { create: true });
+    const file = await handle.createWritable();
+    const bytes = new Uint8Array(16 << 20).map((_, index) => (index * 7) ^ (index >> 9));
+    await file.write(bytes);
+    await file.close();
+    globalThis.showOpenFilePicker = async () => [handle];
+  })()`);
+  await tab.click("#drop");
+  await waitFor("the image is chosen", () =>
+    tab.evaluate(`document.getElementById("image-name").innerText === "disk.img"`),
+  );
+  await tab.click("#go");
+  const { device, since } = await server.attached("0");
+  const reader = new Reader(t, `nbd+unix:///?socket=${device}`);
+  await reader.moves();
+  await tab.go(server.url.origin);
+  await ready(tab);
+  await offered(tab);
+  await waitFor("one click is enough", () =>
+    tab.evaluate(`document.getElementById("resume").innerText === "Resume"`),
+  );
+  await tab.click("#resume");
+  await server.attached("0");
+  assert.equal((await server.session("0")).since, since, "the same session");
+  assert.equal(new Set(await reader.finish()).size, 1);
+});
+
+for (const name of BROWSERS) {
+  test(`${name}: closing asks first, until the machine has a copy; then the tab may go`, async (t) => {
+    const server = await serve(t, {
+      0: { ...SOCKET[0], default: true },
+      kept: { device: "unix:", keep: "memory" },
+    });
+    const image = await makeImage(server);
+    const tab = await openPage(t, name, server);
+    const leaves = () =>
+      tab.evaluate(`dispatchEvent(new Event("beforeunload", { cancelable: true }))`);
+    await tab.choose("#file", image);
+    await tab.click("#go");
+    await server.attached("0");
+    assert.equal(await leaves(), false, "it asks");
+    await tab.click("#stop");
+    await server.detached("0");
+    await waitFor("go can be pressed again", () =>
+      tab.evaluate(`!document.getElementById("go").disabled`),
+    );
+    assert.equal(await leaves(), true, "nothing to lose");
+
+    await tab.click("input[type=radio][value=kept]");
+    await tab.click("#go");
+    const { device } = await server.attached("kept");
+    const reader = new Reader(t, `nbd+unix:///?socket=${device}`);
+    await waitUntilSaid(tab, /whole copy.*this tab may be closed/i);
+    assert.equal(await leaves(), true, "it may be closed");
+    await tab.close();
+    await assertWhole(reader, image);
+    assert.equal((await server.session("kept")).state, "attached");
+  });
+}
+
 test("what differs is said: the size, or the time of the last change", async (t) => {
   const server = await serve(t, SOCKET);
   const image = await makeImage(server);
