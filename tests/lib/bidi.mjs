@@ -5,7 +5,7 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import WebSocket from "ws";
-import { Background } from "./process.mjs";
+import { Background, family } from "./process.mjs";
 
 // Without these a new profile looks up hosts of the internet.
 const PREFERENCES = {
@@ -23,9 +23,13 @@ const PREFERENCES = {
   "toolkit.telemetry.server": "",
 };
 
-/** @returns {Promise<Browser>} */
-export async function firefox() {
-  const profile = await mkdtemp(join(tmpdir(), "nbd-proxy-firefox-"));
+/**
+ * @param {{profile?: string}} [options] a profile that outlives the browser
+ * @returns {Promise<Browser>}
+ */
+export async function firefox(options = {}) {
+  const kept = options.profile !== undefined;
+  const profile = options.profile ?? (await mkdtemp(join(tmpdir(), "nbd-proxy-firefox-")));
   const lines = Object.entries(PREFERENCES).map(
     (entry) => `user_pref(${entry.map((v) => JSON.stringify(v)).join()});\n`,
   );
@@ -35,7 +39,7 @@ export async function firefox() {
   const [, address] = await program.says(/WebDriver BiDi listening on (ws:\S+)/);
   const socket = new WebSocket(`${address}/session`, { perMessageDeflate: false });
   await once(socket, "open");
-  const browser = new Browser(program, socket, profile);
+  const browser = new Browser(program, socket, kept ? null : profile);
   await browser.send("session.new", { capabilities: {} });
   return browser;
 }
@@ -45,7 +49,7 @@ class Browser {
   /** @type {Map<number, {resolve: (value: any) => void, reject: (error: Error) => void}>} */
   #waiting = new Map();
 
-  /** @param {Background} program @param {WebSocket} socket @param {string} profile */
+  /** @param {Background} program @param {WebSocket} socket @param {string | null} profile to be deleted at the end */
   constructor(program, socket, profile) {
     this.program = program;
     this.socket = socket;
@@ -83,10 +87,15 @@ class Browser {
     return tab;
   }
 
+  /** @param {NodeJS.Signals} signal to all of the browser's processes */
+  async signal(signal) {
+    for (const pid of await family(this.program.child.pid)) process.kill(pid, signal);
+  }
+
   async close() {
-    await this.send("browser.close", {}).catch(() => {});
+    await Promise.race([this.send("browser.close", {}).catch(() => {}), this.program.ended]);
     await this.program.stop();
-    await rm(this.profile, { recursive: true, force: true, maxRetries: 5 });
+    if (this.profile) await rm(this.profile, { recursive: true, force: true, maxRetries: 5 });
   }
 }
 

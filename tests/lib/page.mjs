@@ -12,9 +12,10 @@ import { atEnd, waitFor } from "./process.mjs";
  *
  * @param {import("node:test").TestContext} t
  * @param {keyof typeof BROWSERS} name
+ * @param {{profile?: string}} [options]
  */
-export async function browser(t, name) {
-  const started = await BROWSERS[name]();
+export async function browser(t, name, options) {
+  const started = await BROWSERS[name](options);
   atEnd(t, () => started.close());
   return started;
 }
@@ -63,7 +64,7 @@ export async function attach(t, name, server, image) {
 /** @param {Tab} tab @returns {Promise<string>} what the page shows of its state and log */
 export async function said(tab) {
   return tab.evaluate(
-    `["#state", "#log"].map((id) => document.querySelector(id).innerText).join("\\n")`,
+    `["#state", "#progress", "#offer:not([hidden])", "#log"].map((id) => document.querySelector(id)?.innerText).join("\\n")`,
   );
 }
 

@@ -72,6 +72,23 @@ export async function output(program, args, options) {
   return stdout;
 }
 
+/**
+ * @param {number | undefined} pid
+ * @returns {Promise<number[]>} that process and all that it started, directly or not, and that still runs
+ */
+export async function family(pid) {
+  const { stdout } = await run("ps", ["-e", "-o", "pid=,ppid="]);
+  const processes = stdout
+    .trim()
+    .split("\n")
+    .map((line) => line.trim().split(/\s+/).map(Number));
+  const found = pid === undefined ? [] : [pid];
+  for (const parent of found) {
+    found.push(...processes.filter(([, of]) => of === parent).map(([child]) => child));
+  }
+  return found;
+}
+
 /** A program in the background. */
 export class Background {
   stdout = "";

@@ -4,7 +4,7 @@
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Background, freePort, waitFor } from "./process.mjs";
+import { Background, family, freePort, waitFor } from "./process.mjs";
 
 // Those of the background would look up hosts of the internet at every start.
 const CHROMIUM_ARGUMENTS = [
@@ -23,14 +23,17 @@ export const INSECURE_NAME = "insecure.test";
 
 const MINI_BROWSER = "/usr/lib/x86_64-linux-gnu/webkit2gtk-4.1/MiniBrowser";
 
-/** @returns {Promise<Browser>} */
-export async function chromium() {
-  const profile = await mkdtemp(join(tmpdir(), "nbd-proxy-chromium-"));
+/**
+ * @param {{profile?: string}} [options] a profile that outlives the browser
+ * @returns {Promise<Browser>}
+ */
+export async function chromium({ profile: kept } = {}) {
+  const profile = kept ?? (await mkdtemp(join(tmpdir(), "nbd-proxy-chromium-")));
   const resolve = `--host-resolver-rules=MAP ${INSECURE_NAME} 127.0.0.1`;
   const args = [...CHROMIUM_ARGUMENTS, resolve, `--user-data-dir=${profile}`];
-  const options = { "goog:chromeOptions": { binary: "/usr/bin/chromium", args } };
-  const browser = await start("chromedriver", options, process.env, []);
-  browser.onClosed(() => rm(profile, { recursive: true, force: true, maxRetries: 5 }));
+  const capabilities = { "goog:chromeOptions": { binary: "/usr/bin/chromium", args } };
+  const browser = await start("chromedriver", capabilities, process.env, []);
+  if (!kept) browser.onClosed(() => rm(profile, { recursive: true, force: true, maxRetries: 5 }));
   return browser;
 }
 
@@ -104,7 +107,11 @@ class Browser {
 
   /** @param {string} url @returns {Promise<Tab>} */
   async open(url) {
-    const { handle } = await call("POST", `${this.session}/window/new`, { type: "tab" });
+    // The current window may be one that was closed.
+    const [any] = await call("GET", `${this.session}/window/handles`);
+    const { handle } = await this.within(any, (send) =>
+      send("POST", "/window/new", { type: "tab" }),
+    );
     const tab = new Tab(this, handle);
     await tab.go(url);
     return tab;
@@ -128,6 +135,12 @@ class Browser {
       () => {},
     );
     return turn;
+  }
+
+  /** @param {NodeJS.Signals} signal to all of the browser's processes */
+  async signal(signal) {
+    const [, ...browser] = await family(this.program.child.pid);
+    for (const pid of browser) process.kill(pid, signal);
   }
 
   async close() {

@@ -14,6 +14,7 @@
  * @property {number} bytes_read
  * @property {number} requests
  * @property {number | null} seconds_left while held
+ * @property {number | null} [until] the same as a time that stays true, in milliseconds since 1970; made here
  */
 
 /**
@@ -26,13 +27,16 @@
  */
 
 /**
- * @typedef {{kind: "open", configurations: Configuration[]}
+ * @typedef {{kind: "open", configurations: Configuration[], user: string}
  *   | {kind: "signed-out", message: string}
  *   | {kind: "plain"}
  *   | {kind: "unreachable"}} Access `plain` is a server of files and one unnamed link, such as websocketd
  */
 
 /** @typedef {{configuration: Configuration} | {error: string, forcible: boolean}} EjectResult */
+
+/** Who has the token of the address that the server printed, and no name of their own. */
+const TOKEN_HOLDER = "local";
 
 /** @returns {Promise<Access>} */
 export async function access() {
@@ -48,7 +52,8 @@ export async function access() {
   if (response.status === 403)
     return { kind: "signed-out", message: (await body(response)).error ?? "" };
   if (response.ok && isJson(response)) {
-    return { kind: "open", configurations: (await response.json()).configurations };
+    const { configurations, user = TOKEN_HOLDER } = await response.json();
+    return { kind: "open", configurations, user };
   }
   return response.status >= 500 ? { kind: "unreachable" } : { kind: "plain" };
 }

@@ -34,15 +34,19 @@ export class ConfigurationList {
     this.rows = new Map();
   }
 
-  /** @param {State} state @param {boolean} locked whether the choice is made for now */
-  render(state, locked) {
+  /**
+   * @param {State} state
+   * @param {boolean} locked whether the choice is made for now
+   * @param {number} now milliseconds since 1970
+   */
+  render(state, locked, now) {
     const { configurations } = state;
     this.note.hidden = configurations.length > 0;
     setText(this.note, state.access === null ? "Asking the machine…" : NOTES[state.access.kind]);
     this.#keep(configurations);
     for (const configuration of configurations) {
       const row = /** @type {Row} */ (this.rows.get(configuration.name));
-      row.render(configuration, state, locked);
+      row.render(configuration, state, locked, now);
     }
   }
 
@@ -90,15 +94,15 @@ class Row {
     this.force.addEventListener("click", () => handlers.eject(name, true));
   }
 
-  /** @param {Configuration} configuration @param {State} state @param {boolean} locked */
-  render({ metadata, session }, state, locked) {
+  /** @param {Configuration} configuration @param {State} state @param {boolean} locked @param {number} now */
+  render({ metadata, session }, state, locked, now) {
     const description = metadata?.description;
     setText(
       this.title,
       typeof description === "string" ? `${this.name} · ${description}` : this.name,
     );
     const ours = isActive(state) && state.attachment?.configuration === this.name;
-    setText(this.use, usage(session, ours));
+    setText(this.use, usage(session, ours, now));
     this.radio.hidden = state.configurations.length === 1;
     this.radio.checked = state.chosen === this.name;
     this.radio.disabled = locked;

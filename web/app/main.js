@@ -2,10 +2,13 @@
 
 import { NBDServer } from "../nbd/nbd.js";
 import { access, eject, follow, linkAddress, login } from "./api.js";
+import { reopen } from "./files.js";
+import { forget, recall, remember } from "./memory.js";
 import { RateMeter } from "./rate.js";
-import { initial, isActive, reduce } from "./state.js";
+import { infoOf, isSame, offerAt } from "./resume.js";
+import { initial, isActive, isNeeded, reduce } from "./state.js";
 import { View } from "./view.js";
-import { explain } from "./words.js";
+import { cannotReopen, explain } from "./words.js";
 
 const RETRY_MS = 3000;
 const TICK_MS = 1000;
@@ -14,15 +17,19 @@ let state = initial();
 let meter = new RateMeter();
 /** @type {NBDServer | null} */
 let server = null;
+/** Whether the session that is served can be gone on with after a reload. */
+let remembered = false;
 let following = false;
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let retry;
 
 const view = new View({
-  image: (image) => dispatch({ type: "image", image }),
+  image: chooseImage,
   refuse: (problem) => dispatch({ type: "refuse", problem }),
   choose: (name) => dispatch({ type: "choose", name }),
-  start,
+  start: () => start(),
+  resume,
+  takeOver: () => start(true),
   stop,
   eject: ejectConfiguration,
   login: (text) => enter(tokenIn(text) ?? text.trim()),
@@ -30,17 +37,52 @@ const view = new View({
 
 /** @param {import("./state.js").Event} event */
 function dispatch(event) {
-  const wasActive = isActive(state);
+  const before = state;
   state = reduce(state, event, Date.now());
-  if (isActive(state) !== wasActive) guardTab(!wasActive);
+  if (isNeeded(state) !== isNeeded(before)) guardTab(isNeeded(state));
+  keepMemos(before, state);
   render();
+}
+
+/** What the state remembers, the browser remembers. @param {typeof state} before @param {typeof state} after */
+function keepMemos(before, after) {
+  const names = new Set(after.memos.map(({ configuration }) => configuration));
+  for (const { configuration } of before.memos) {
+    if (!names.has(configuration)) forget(configuration);
+  }
 }
 
 function render() {
   view.render(state, meter.rate(monotonic()), Date.now());
 }
 
-async function start() {
+/** @param {File} image @param {FileSystemFileHandle | null} [handle] */
+function chooseImage(image, handle = null) {
+  dispatch({ type: "image", image, handle });
+  // Who answers the offer with its image need not press Start.
+  const offer = offerAt(state, state.chosen);
+  if (offer !== null && isSame(offer.memo.image, infoOf(image))) start();
+}
+
+/** Goes on with the session that is offered. */
+async function resume() {
+  const offer = offerAt(state, state.chosen);
+  if (offer === null) return;
+  const { memo } = offer;
+  if (state.image !== null && isSame(memo.image, infoOf(state.image))) return start();
+  const file = memo.handle && (await reopen(memo.handle));
+  if (file) {
+    chooseImage(file, memo.handle);
+  } else if (memo.handle === null) {
+    view.chooseFile();
+  } else {
+    dispatch({ type: "remember", memo: { ...memo, handle: null } });
+    dispatch({ type: "refuse", problem: cannotReopen(memo.image.name) });
+  }
+}
+
+/** @param {boolean} [takeover] from the tab that serves the same image, wherever that is */
+async function start(takeover = false) {
   // Under a script's hands, go may be pressed before the server has told what it is.
   await entered;
   if (state.access === null || state.access.kind === "unreachable") await refresh();
@@ -52,22 +94,29 @@ async function start() {
     dispatch({ type: "image", image: view.chosenFile });
   }
   const { attachment: before } = state;
+  const session = offerAt(state, state.chosen)?.memo.session;
   dispatch({ type: "start" });
   const { attachment, image } = state;
   if (image === null) {
     view.focusFile();
   } else if (attachment !== null && attachment !== before) {
-    serve(image, attachment.configuration);
+    serve(image, attachment.configuration, { session, takeover });
   }
 }
 
-/** @param {File} image @param {string | null} configuration */
-function serve(image, configuration) {
+/**
+ * @param {File} image
+ * @param {string | null} configuration
+ * @param {{session?: string, takeover: boolean}} how `session` is the one to go on with
+ */
+function serve(image, configuration, { session, takeover }) {
   meter = new RateMeter();
   const current = new NBDServer(linkAddress(configuration), image, {
-    session: configuration !== null,
+    session: session ?? configuration !== null,
+    takeover,
   });
   server = current;
+  remembered = false;
   current.addEventListener("state", (event) => {
     if (server === current) onLink(/** @type {CustomEvent} */ (event).detail);
   });
@@ -78,13 +127,30 @@ function serve(image, configuration) {
 function onLink(detail) {
   meter.add(detail.time, detail.bytes);
   dispatch({ type: "link", detail });
+  if (detail.phase === "serving" && !remembered) rememberSession();
   // The cookie is of no use any more: ask for the token.
   if (detail.error?.code === "not-allowed") refresh();
 }
 
+function rememberSession() {
+  const { attachment, image, handle } = state;
+  const session = server?.session;
+  if (!attachment?.configuration || !session || image === null) return;
+  remembered = true;
+  const { configuration } = attachment;
+  const memo = { configuration, session, image: infoOf(image), handle };
+  dispatch({ type: "remember", memo });
+  remember(memo);
+}
+
 function stop() {
+  const { attachment } = state;
   dispatch({ type: "stop" });
   server?.stop();
+  // There is no link to say it on.
+  if (attachment?.phase === "held" && attachment.configuration !== null) {
+    ejectConfiguration(attachment.configuration, false);
+  }
 }
 
 /** @param {string} name @param {boolean} force */
@@ -169,7 +235,8 @@ addEventListener("hashchange", () => {
   if (token !== null) enter(token);
 });
 setInterval(() => {
-  if (isActive(state)) render();
+  if (isActive(state) || state.memos.length > 0) render();
 }, TICK_MS);
 render();
+recall().then((memos) => dispatch({ type: "memos", memos }));
 const entered = enter(takeToken());

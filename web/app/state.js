@@ -1,18 +1,29 @@
 // All that the page knows, and how each event changes it. Pure: time comes with the events.
 
 import { bytes } from "./format.js";
-import { emptyImage, explain, named, nothingChosen, place, sentence } from "./words.js";
+import { difference, infoOf, isSame, offerAt } from "./resume.js";
+import { emptyImage, explain, named, nothingChosen, notTheSame, place, sentence } from "./words.js";
 
 /** @typedef {import("./api.js").Access} Access */
 /** @typedef {import("./api.js").Configuration} Configuration */
+/** @typedef {import("./resume.js").Memo} Memo */
 /** @typedef {import("./words.js").Problem} Problem */
+
+/**
+ * @typedef {object} ServerDetail what the server tells of the device, as far as the page uses it
+ * @property {"attaching" | "attached" | "held" | "draining"} phase
+ * @property {string | null} device
+ * @property {boolean} [resumed]
+ * @property {import("../nbd/nbd.js").Keep | null} [keep]
+ */
 
 /**
  * @typedef {object} LinkDetail what nbd.js tells of its server, as far as the page uses it
  * @property {"idle" | "connecting" | "serving" | "held" | "ended"} phase
  * @property {number} bytes
  * @property {number} requests
- * @property {{phase: "attaching" | "attached" | "held" | "draining", device: string | null} | null} server
+ * @property {ServerDetail | null} server
+ * @property {{secondsLeft: number, reason: string} | null} [held]
  * @property {{reason: string, message: string} | null} end
  * @property {{code: string, reason: string} | null} trouble
  * @property {{code: string, reason: string} | null} error
@@ -43,7 +54,10 @@ import { emptyImage, explain, named, nothingChosen, place, sentence } from "./wo
  * @property {Access | null} access null until the server was asked
  * @property {Configuration[]} configurations
  * @property {string | null} chosen the chosen configuration's name
+ * @property {boolean} picked whether it was a person who chose it
  * @property {File | null} image
+ * @property {FileSystemFileHandle | null} handle the image's, where the browser gives one
+ * @property {Memo[]} memos what this browser has served and may go on with
  * @property {Problem | null} problem that kept the page from starting
  * @property {Attachment | null} attachment
  * @property {Eject | null} eject
@@ -54,7 +68,9 @@ import { emptyImage, explain, named, nothingChosen, place, sentence } from "./wo
  * @typedef {{type: "access", access: Access}
  *   | {type: "configuration", configuration: Configuration}
  *   | {type: "choose", name: string}
- *   | {type: "image", image: File}
+ *   | {type: "image", image: File, handle?: FileSystemFileHandle | null}
+ *   | {type: "memos", memos: Memo[]}
+ *   | {type: "remember", memo: Memo}
  *   | {type: "refuse", problem: Problem}
  *   | {type: "start"}
  *   | {type: "link", detail: LinkDetail}
@@ -82,7 +98,10 @@ export function initial() {
     access: null,
     configurations: [],
     chosen: null,
+    picked: false,
     image: null,
+    handle: null,
+    memos: [],
     problem: null,
     attachment: null,
     eject: null,
@@ -95,6 +114,22 @@ export function isActive({ attachment }) {
   return attachment !== null && attachment.phase !== "ended" && attachment.phase !== "failed";
 }
 
+/** @param {State} state @returns {boolean} whether the machine would miss this tab */
+export function isNeeded(state) {
+  return isActive(state) && !state.attachment?.link.server?.keep?.whole;
+}
+
+/**
+ * @param {State} state
+ * @returns {boolean} whether the start was refused for a session that is this user's own, with the same image
+ */
+export function mayTakeOver({ access, attachment, configurations, image }) {
+  if (access?.kind !== "open" || attachment?.link.error?.code !== "busy" || !image) return false;
+  const session = configurations.find(({ name }) => name === attachment.configuration)?.session;
+  if (!session || session.state === "draining") return false;
+  return session.user === access.user && isSame(session.image, infoOf(image));
+}
+
 /**
  * @param {State} state
  * @param {Event} event
@@ -104,9 +139,13 @@ export function isActive({ attachment }) {
 export function reduce(state, event, at) {
   switch (event.type) {
     case "access":
-      return withAccess(state, event.access);
+      return followingOffer(withAccess(state, event.access, at));
     case "configuration":
-      return withConfiguration(state, event.configuration);
+      return followingOffer(withConfiguration(state, event.configuration, at));
+    case "memos":
+      return followingOffer({ ...state, memos: event.memos });
+    case "remember":
+      return remembered(state, event.memo);
     case "eject":
       return { ...state, eject: { name: event.name, waiting: true, error: "", forcible: false } };
     case "eject-answer":
@@ -120,9 +159,9 @@ export function reduce(state, event, at) {
 function reduceIdle(state, event, at) {
   switch (event.type) {
     case "choose":
-      return { ...state, chosen: event.name };
+      return { ...state, chosen: event.name, picked: true, problem: null };
     case "image":
-      return withImage(state, event.image, at);
+      return withImage({ ...state, handle: event.handle ?? null }, event.image, at);
     case "refuse":
       return withProblem(state, event.problem, at);
     case "start":
@@ -144,10 +183,10 @@ function reduceActive(state, event, at) {
   }
 }
 
-/** @param {State} state @param {Access} access @returns {State} */
-function withAccess(state, access) {
+/** @param {State} state @param {Access} access @param {number} at @returns {State} */
+function withAccess(state, access, at) {
   if (access.kind !== "open") return { ...state, access };
-  const { configurations } = access;
+  const configurations = access.configurations.map((configuration) => timed(configuration, at));
   const known = configurations.some(({ name }) => name === state.chosen);
   const chosen = known || isActive(state) ? state.chosen : preferred(configurations);
   return { ...state, access, configurations, chosen };
@@ -160,10 +199,45 @@ function preferred(configurations) {
   return candidate ? candidate.name : null;
 }
 
-/** @param {State} state @param {Configuration} changed @returns {State} */
-function withConfiguration(state, changed) {
+/** @param {Configuration} configuration @param {number} at @returns {Configuration} */
+function timed({ session, ...rest }, at) {
+  if (session === null) return { session, ...rest };
+  const left = session.seconds_left;
+  return { ...rest, session: { ...session, until: left === null ? null : at + left * 1000 } };
+}
+
+/**
+ * What was remembered of sessions that are over is forgotten, and where nobody chose, a session that waits for this
+ * browser is what the page begins with.
+ * @param {State} state
+ * @returns {State}
+ */
+function followingOffer(state) {
+  const ours = isActive(state) ? state.attachment?.configuration : undefined;
+  const memos = state.memos.filter(({ configuration }) => {
+    const known = state.configurations.find(({ name }) => name === configuration);
+    return !known || known.session !== null || configuration === ours;
+  });
+  const next = memos.length === state.memos.length ? state : { ...state, memos };
+  if (next.picked || next.image !== null || isActive(next)) return next;
+  const waiting = next.configurations.find(({ name }) => offerAt(next, name) !== null);
+  return waiting ? { ...next, chosen: waiting.name } : next;
+}
+
+/** @param {State} state @param {Memo} memo @returns {State} */
+function remembered(state, memo) {
+  return { ...state, memos: [...otherMemos(state, memo.configuration), memo] };
+}
+
+/** @param {State} state @param {string | null} name @returns {Memo[]} without that configuration's */
+function otherMemos({ memos }, name) {
+  return memos.filter(({ configuration }) => configuration !== name);
+}
+
+/** @param {State} state @param {Configuration} changed @param {number} at @returns {State} */
+function withConfiguration(state, changed, at) {
   const configurations = state.configurations.map((known) =>
-    known.name === changed.name ? changed : known,
+    known.name === changed.name ? timed(changed, at) : known,
   );
   const freed = state.eject?.name === changed.name && changed.session === null;
   return { ...state, configurations, eject: freed ? null : state.eject };
@@ -172,8 +246,22 @@ function withConfiguration(state, changed) {
 /** @param {State} state @param {File} image @param {number} at @returns {State} */
 function withImage(state, image, at) {
   const fresh = { ...state, attachment: null };
-  if (image.size > 0) return { ...fresh, image, problem: null };
-  return withProblem({ ...fresh, image: null }, emptyImage(image.name), at);
+  if (image.size === 0) {
+    return withProblem({ ...fresh, image: null }, emptyImage(image.name), at);
+  }
+  const chosen = { ...fresh, image, problem: null };
+  const problem = offeredAnother(chosen);
+  return problem === null ? chosen : withProblem(chosen, problem, at);
+}
+
+/** @param {State} state @returns {Problem | null} when the chosen session waits for another image than the chosen one */
+function offeredAnother(state) {
+  const { image, chosen } = state;
+  const offer = offerAt(state, chosen);
+  if (offer === null || image === null || chosen === null) return null;
+  const expected = offer.memo.image;
+  const differs = difference(expected, infoOf(image));
+  return differs && notTheSame(differs, expected, infoOf(image), chosen);
 }
 
 /** @param {State} state @param {Problem} problem @param {number} at @returns {State} */
@@ -185,6 +273,8 @@ function withProblem(state, problem, at) {
 function started(state, at) {
   const { image, chosen } = state;
   if (image === null) return { ...state, problem: state.problem ?? nothingChosen() };
+  const another = offeredAnother(state);
+  if (another !== null) return withProblem(state, another, at);
   /** @type {Attachment} */
   const attachment = {
     phase: "connecting",
@@ -216,6 +306,8 @@ function withLink(state, detail, at) {
   };
   /** @type {State} */
   let next = { ...state, attachment: after };
+  // Ended in order: there is nothing to go on with.
+  if (phase === "ended") next = { ...next, memos: otherMemos(state, after.configuration) };
   for (const text of notable(before, after)) next = log(next, text, at);
   return next;
 }
@@ -243,6 +335,13 @@ function notable(before, after) {
   const trouble = after.link.trouble;
   if (trouble && trouble.code !== before.link.trouble?.code) lines.push(sentence(trouble.reason));
   if (!trouble && before.link.trouble) lines.push("The image can be read again.");
+  const keep = after.link.server?.keep;
+  if (keep?.whole && !before.link.server?.keep?.whole) {
+    lines.push("The machine has a whole copy of the image: this tab may be closed.");
+  }
+  if (keep?.problem && keep.problem !== before.link.server?.keep?.problem) {
+    lines.push(`The machine makes no copy: ${sentence(keep.problem)}`);
+  }
   if (after.phase !== before.phase) lines.push(...phaseLine(before, after));
   return lines;
 }
@@ -251,7 +350,7 @@ function notable(before, after) {
 function phaseLine({ attachedAt }, { phase, link }) {
   switch (phase) {
     case "attached":
-      return [`${attachedAt === null ? "Attached" : "Connected again"}${place(link)}.`];
+      return [`${attached(attachedAt, link)}${place(link)}.`];
     case "held":
       return ["The connection was lost; connecting again."];
     case "draining":
@@ -265,6 +364,14 @@ function phaseLine({ attachedAt }, { phase, link }) {
     default:
       return [];
   }
+}
+
+/** @param {number | null} attachedAt when this tab did so first @param {LinkDetail} link @returns {string} */
+function attached(attachedAt, { server }) {
+  if (server?.resumed === false && attachedAt !== null) {
+    return "The machine had given the disk up; attached anew";
+  }
+  return attachedAt === null && !server?.resumed ? "Attached" : "Connected again";
 }
 
 /**

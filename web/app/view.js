@@ -1,15 +1,19 @@
 // Shows the state on the page, and tells what people do there.
 
 import { ConfigurationList, setText } from "./configurations.js";
+import { canPick, handleOf, pick } from "./files.js";
 import { bytes, count, duration, rate } from "./format.js";
-import { isActive } from "./state.js";
-import { notOneFile, paddingNote, sentence, summary } from "./words.js";
+import { isAtHand, offerAt } from "./resume.js";
+import { isActive, mayTakeOver } from "./state.js";
+import { notOneFile, offerText, paddingNote, progress, sentence, summary } from "./words.js";
 
 /** @typedef {import("./state.js").State} State */
 
 /**
  * @typedef {object} Handlers
- * @property {(image: File) => void} image
+ * @property {(image: File, handle: FileSystemFileHandle | null) => void} image
+ * @property {() => void} resume
+ * @property {() => void} takeOver
  * @property {(problem: import("./words.js").Problem) => void} refuse
  * @property {() => void} start
  * @property {() => void} stop
@@ -25,6 +29,8 @@ export class View {
     this.file = /** @type {HTMLInputElement} */ (find("file"));
     this.drop = find("drop");
     this.go = /** @type {HTMLButtonElement} */ (find("go"));
+    this.resume = /** @type {HTMLButtonElement} */ (find("resume"));
+    this.takeOver = /** @type {HTMLButtonElement} */ (find("takeover"));
     this.stop = /** @type {HTMLButtonElement} */ (find("stop"));
     this.token = /** @type {HTMLInputElement} */ (find("token"));
     this.configurations = new ConfigurationList(
@@ -32,6 +38,7 @@ export class View {
       find("configurations-note"),
       handlers,
     );
+    this.picker = canPick;
     /** @type {State["log"] | null} */
     this.logged = null;
     setText(find("machine"), location.host);
@@ -48,7 +55,8 @@ export class View {
     const active = isActive(state);
     this.#renderLogin(state);
     this.#renderImage(state, active);
-    this.configurations.render(state, active);
+    this.configurations.render(state, active, now);
+    this.#renderOffer(state, active, now);
     this.#renderButtons(active);
     this.#renderState(state);
     this.#renderFigures(state, speed, now);
@@ -59,15 +67,23 @@ export class View {
     this.file.focus();
   }
 
+  /** Asks for a file, in answer to a click. */
+  chooseFile() {
+    this.file.click();
+  }
+
   #listen() {
     const { handlers, file } = this;
     // Choosing the same file again has to count: it may have changed on disk.
-    file.addEventListener("click", () => {
+    file.addEventListener("click", (event) => {
       file.value = "";
+      if (this.picker) this.#pick(event);
     });
     file.addEventListener("change", () => {
-      if (this.chosenFile !== null) handlers.image(this.chosenFile);
+      if (this.chosenFile !== null) handlers.image(this.chosenFile, null);
     });
+    this.resume.addEventListener("click", () => handlers.resume());
+    this.takeOver.addEventListener("click", () => handlers.takeOver());
     this.go.addEventListener("click", () => handlers.start());
     this.stop.addEventListener("click", () => handlers.stop());
     find("login").addEventListener("submit", (event) => {
@@ -82,6 +98,19 @@ export class View {
     addEventListener("drop", (event) => this.#onDrop(event));
   }
 
+  /** Where the browser gives handles of files, its picker takes the input's place. @param {MouseEvent} event */
+  async #pick(event) {
+    event.preventDefault();
+    try {
+      const picked = await pick();
+      if (picked !== null) this.handlers.image(picked.file, picked.handle);
+    } catch {
+      // Not allowed here, such as in another site's frame. The input always is.
+      this.picker = false;
+      this.file.click();
+    }
+  }
+
   /** @param {DragEvent} event */
   #onDragOver(event) {
     if (!carriesFiles(event)) return;
@@ -90,14 +119,16 @@ export class View {
   }
 
   /** @param {DragEvent} event */
-  #onDrop(event) {
+  async #onDrop(event) {
     if (!carriesFiles(event)) return;
     event.preventDefault();
     document.body.classList.remove("dragging");
     if (this.file.disabled) return;
     const { files, items } = /** @type {DataTransfer} */ (event.dataTransfer);
     const isFile = files.length === 1 && !items[0].webkitGetAsEntry?.()?.isDirectory;
-    if (isFile) this.handlers.image(files[0]);
+    // The list of files is empty once the event is over.
+    const [file] = files;
+    if (isFile) this.handlers.image(file, await handleOf(items[0]));
     else this.handlers.refuse(notOneFile());
   }
 
@@ -121,6 +152,17 @@ export class View {
     setText(find("image-note"), image === null ? "" : paddingNote(image.size));
   }
 
+  /** @param {State} state @param {boolean} active @param {number} now */
+  #renderOffer(state, active, now) {
+    const offer = active ? null : offerAt(state, state.chosen);
+    find("offer").hidden = offer === null;
+    this.takeOver.hidden = !mayTakeOver(state);
+    if (offer === null) return;
+    const ready = isAtHand(offer, state.image);
+    setText(find("offer-text"), offerText(offer, ready, now));
+    setText(this.resume, ready ? "Resume" : "Choose the same file");
+  }
+
   /** @param {boolean} active */
   #renderButtons(active) {
     const { go, stop } = this;
@@ -138,6 +180,7 @@ export class View {
     find("state").dataset.tone = tone;
     setText(find("headline"), headline);
     setText(find("detail"), detail);
+    setText(find("progress"), progress(state));
     document.title = state.attachment === null ? "nbd-proxy" : `${headline} – nbd-proxy`;
   }
 

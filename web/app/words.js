@@ -1,6 +1,6 @@
 // The page's state in words: what is the matter, and what to do about it.
 
-import { bytes, duration } from "./format.js";
+import { bytes, count, duration } from "./format.js";
 
 /** @typedef {{headline: string, detail: string}} Problem */
 /** @typedef {{tone: "idle" | "good" | "wait" | "bad", headline: string, detail: string}} Summary */
@@ -69,6 +69,47 @@ export function nothingChosen() {
   };
 }
 
+/**
+ * @param {"name" | "size" | "modified"} what tells the two apart
+ * @param {import("./resume.js").ImageInfo} expected
+ * @param {import("./resume.js").ImageInfo} chosen
+ * @param {string} configuration
+ * @returns {Problem}
+ */
+export function notTheSame(what, expected, chosen, configuration) {
+  const differences = {
+    name: `is not “${expected.name}”`,
+    size: `has ${count(chosen.size)} bytes, not ${count(expected.size)}`,
+    modified: `was modified at ${date(chosen.modified)}, not at ${date(expected.modified)}`,
+  };
+  return {
+    headline: "Not the same image.",
+    detail:
+      `The machine waits for “${expected.name}”, and “${chosen.name}” ${differences[what]}. ` +
+      `Choose that same, unchanged file, or eject ${named(configuration)} first.`,
+  };
+}
+
+/** @param {string} name @returns {Problem} where the browser can't open again what it had */
+export function cannotReopen(name) {
+  return {
+    headline: "The image could not be opened again.",
+    detail: `“${name}” may have been moved, or the browser was not allowed to read it. Choose it once more.`,
+  };
+}
+
+/**
+ * @param {import("./resume.js").Offer} offer
+ * @param {boolean} ready whether the file is at hand
+ * @param {number} now milliseconds since 1970
+ * @returns {string}
+ */
+export function offerText({ memo, until }, ready, now) {
+  const time = until === null ? "" : ` for ${duration(until - now)} more`;
+  const how = ready ? "" : " Choose the same file to go on.";
+  return `The machine lost the tab that served “${memo.image.name}” to ${named(memo.configuration)}, and waits${time}.${how}`;
+}
+
 /** @param {string} name @returns {Problem} */
 export function emptyImage(name) {
   return {
@@ -134,14 +175,13 @@ function attached(attachment) {
       return {
         tone: "good",
         headline: `${configuration === null ? "Connected" : "Attached"}${place(link)}.`,
-        detail: `The machine reads “${image}” through this tab. Leave it open until that is done, then press Stop.`,
+        detail: serving(image, link.server?.keep ?? null),
       };
     case "held":
       return {
         tone: "wait",
-        headline: "Connecting again…",
-        detail:
-          "The connection was lost. The machine keeps the disk and waits: leave this tab open.",
+        headline: "Reconnecting…",
+        detail: held(link),
       };
     case "draining":
       return {
@@ -159,8 +199,58 @@ function attached(attachment) {
         detail: sentence(link.end?.message ?? `“${image}” is no longer attached`),
       };
     case "failed":
-      return { tone: "bad", ...explain(link.error) };
+      return failed(attachment);
   }
+}
+
+/** @param {import("./state.js").Attachment} attachment @returns {Summary} */
+function failed({ image, link }) {
+  if (link.server?.keep?.whole && link.error?.code === "lost") {
+    const detail = `The machine has a whole copy of “${image}” and goes on without this tab.`;
+    return { tone: "idle", headline: "The connection was lost.", detail };
+  }
+  return { tone: "bad", ...explain(link.error) };
+}
+
+/** @param {import("./state.js").LinkDetail} link that is lost @returns {string} */
+function held({ server }) {
+  return server?.keep?.whole
+    ? "The connection was lost. The machine goes on with its copy."
+    : "The connection was lost. The machine keeps the disk and waits: leave this tab open.";
+}
+
+/**
+ * What moves while all else stays: apart from the summary, because that is read out at each change.
+ * @param {import("./state.js").State} state
+ * @returns {string}
+ */
+export function progress({ attachment }) {
+  const { phase, link } = attachment ?? {};
+  const keep = link?.server?.keep ?? null;
+  if (phase === "held" && link?.held && !keep?.whole) {
+    return `Reconnecting: ${duration(link.held.secondsLeft * 1000)} left before the machine gives the disk up.`;
+  }
+  return phase === "attached" && keep !== null && !keep.whole && !keep.problem ? copied(keep) : "";
+}
+
+/** @param {import("../nbd/nbd.js").Keep} keep that is not whole @returns {string} */
+function copied({ bytes: done, size, seconds_left: seconds }) {
+  // Rounded down: 100% is for what is whole.
+  const percent = size > 0 ? Math.min(99, Math.floor((done / size) * 100)) : 0;
+  const left = seconds === null ? "" : `, ${duration(seconds * 1000)} left`;
+  return `Copied to the machine: ${percent}% (${bytes(done)} of ${bytes(size)}${left}).`;
+}
+
+/** @param {string} image @param {import("../nbd/nbd.js").Keep | null} keep @returns {string} */
+function serving(image, keep) {
+  if (keep?.whole) {
+    return `The machine has a whole copy of “${image}”: this tab may be closed. Stop detaches the disk.`;
+  }
+  const reads = `The machine reads “${image}” through this tab.`;
+  if (keep === null || keep.problem) {
+    return `${reads} Leave it open until that is done, then press Stop.`;
+  }
+  return `${reads} It makes a copy: leave this tab open until that is whole.`;
 }
 
 /** @param {import("./state.js").LinkDetail} link @returns {string} what the machine calls the disk, where it tells */
@@ -171,9 +261,10 @@ export function place({ server }) {
 /**
  * @param {import("./api.js").Session | null} session
  * @param {boolean} ours whether this tab serves it
+ * @param {number} [now] milliseconds since 1970
  * @returns {string} what a configuration is used for
  */
-export function usage(session, ours) {
+export function usage(session, ours, now = Date.now()) {
   if (ours) return "Used by this tab";
   if (session === null) return "Free";
   const image = session.image === null ? "an image" : `“${session.image.name}”`;
@@ -185,15 +276,21 @@ export function usage(session, ours) {
     case "attached":
       return `${image}${device}${by}`;
     case "held":
-      return `${image}${device}, lost its connection; kept ${left(session.seconds_left)}`;
+      return `${image}${device}, lost its connection; kept ${left(session, now)}`;
     case "draining":
       return `${image}${device} is being detached; still open on the machine`;
   }
 }
 
-/** @param {number | null} seconds @returns {string} */
-function left(seconds) {
-  return seconds === null ? "until it is back" : `for ${duration(seconds * 1000)} more`;
+/** @param {import("./api.js").Session} session that is held @param {number} now @returns {string} */
+function left({ seconds_left: seconds, until = null }, now) {
+  if (seconds === null) return "until it is back";
+  return `for ${duration(until === null ? seconds * 1000 : until - now)} more`;
+}
+
+/** @param {number | null} ms since 1970 @returns {string} */
+function date(ms) {
+  return ms === null ? "an unknown time" : new Date(ms).toLocaleString();
 }
 
 /** @param {string} text @returns {string} with a capital letter and a full stop */

@@ -29,12 +29,16 @@ export function takesSessions(address) {
 /**
  * @param {URL} address
  * @param {string} session
+ * @param {boolean} [takeover] whether it is to be taken from the page that serves it
  * @returns {URL}
  */
-export function withSession(address, session) {
+export function withSession(address, session, takeover = false) {
   const result = new URL(address);
   result.searchParams.set("session", session);
   result.searchParams.set("v", "1");
+  if (takeover) {
+    result.searchParams.set("takeover", "1");
+  }
   return result;
 }
 

@@ -1,6 +1,7 @@
 /** @module */
 
 import { WindowCache } from "./cache.js";
+import { Hold, holdSeconds } from "./hold.js";
 import { Link } from "./link.js";
 import { Service } from "./service.js";
 
@@ -34,10 +35,27 @@ import { Service } from "./service.js";
  * @property {boolean} read_only
  * @property {boolean} resumed
  * @property {number | null} seconds_left
- * @property {unknown} keep
+ * @property {number} [hold] seconds that it waits for a lost link
+ * @property {Keep | null} keep the copy that it makes of the image, if any
  */
 
-/** @typedef {"idle" | "connecting" | "serving" | "ended"} Phase */
+/**
+ * @typedef {object} Keep
+ * @property {number} bytes that are copied
+ * @property {number} size bytes, of the image
+ * @property {boolean} whole all is copied and verified: the link is not needed any more
+ * @property {number | null} seconds_left
+ * @property {string | null} [problem] why there is no copy, for people
+ */
+
+/**
+ * @typedef {object} Held the link was lost; another is tried again and again
+ * @property {number} secondsLeft before the server gives the session up, as far as is known
+ * @property {EndError["code"]} code why there is no link
+ * @property {string} reason for people
+ */
+
+/** @typedef {"idle" | "connecting" | "serving" | "held" | "ended"} Phase */
 
 /**
  * @typedef {object} State
@@ -47,12 +65,19 @@ import { Service } from "./service.js";
  * @property {number} requests answered since start()
  * @property {number} time in milliseconds, of a clock that only goes forward, of these two counts
  * @property {ServerState | null} server
+ * @property {Held | null} held while the phase is "held"
  * @property {{reason: string, message: string} | null} end what the server said at the end:
  *   `reason` is a word, `message` a sentence
  * @property {Trouble | null} trouble
  * @property {EndError | null} error
  * @property {number | null} closeCode the WebSocket's, once the link was closed
  */
+
+/** What may pass: a session outlives it. */
+const PASSING = new Set(["unreachable", "lost", "silent", "protocol", "too-many", "closed"]);
+
+/** Close codes that end a session all the same. */
+const FINAL = new Set([1000, 1005, 4400, 4500]);
 
 /** Milliseconds between two states while nothing changes but the counts. */
 const COUNT_INTERVAL = 250;
@@ -68,6 +93,7 @@ export const IDLE = Object.freeze({
   requests: 0,
   time: 0,
   server: null,
+  held: null,
   end: null,
   trouble: null,
   error: null,
@@ -75,8 +101,8 @@ export const IDLE = Object.freeze({
 });
 
 /**
- * Serves one image over one link: joins the two, and tells what happens. It runs in a Worker or
- * on the caller's thread.
+ * Serves one image over one link at a time: joins the two, and tells what happens. A version 1 link
+ * that is lost is followed by another. It runs in a Worker or on the caller's thread.
  */
 export class Engine {
   #source;
@@ -88,6 +114,10 @@ export class Engine {
   #link = null;
   /** @type {Service | null} */
   #service = null;
+  #hold;
+  /** Whether the session was ever served; until then there is nothing to come back to. */
+  #served = false;
+  #heardAt = 0;
   #stopping = false;
   /** @type {State} */
   #state;
@@ -107,12 +137,32 @@ export class Engine {
     this.#Socket = Socket;
     this.#reader = new WindowCache({ size: source.info.size, read: this.#read.bind(this) });
     this.#state = { ...IDLE, phase: "connecting", image: source.info };
+    this.#hold = new Hold({
+      retry: () => this.#retry(),
+      tell: (secondsLeft) => this.#tellHeld({ secondsLeft }),
+      expired: () => this.#expired(),
+    });
   }
 
   start() {
     this.#change({});
+    this.#connect();
+  }
+
+  /** The network came back, or the machine or the tab woke: looks after the link at once. */
+  wake() {
+    if (this.#state.phase !== "held") {
+      this.#link?.doubt();
+    } else if (!this.#link?.opened) {
+      this.#hold.tryNow();
+    }
+  }
+
+  #connect() {
+    const { url, laterUrl = url, protocols, messages } = this.#address;
+    const address = { url: this.#served ? laterUrl : url, protocols, messages };
     try {
-      this.#link = new Link(this.#address, this.#linkListener(), this.#Socket);
+      this.#link = new Link(address, this.#linkListener(), this.#Socket);
     } catch (error) {
       const { message } = /** @type {Error} */ (error);
       const reason = `"${this.#address.url}" can't be connected to: ${message}`;
@@ -128,6 +178,14 @@ export class Engine {
       this.#link?.sendMessage({ type: "bye" });
     }
     this.#link?.close();
+    if (this.#state.phase === "held") {
+      this.#end(null, null);
+    }
+  }
+
+  #retry() {
+    this.#link?.abandon();
+    this.#connect();
   }
 
   /** @returns {import("./link.js").LinkListener} */
@@ -152,16 +210,22 @@ export class Engine {
       this.#reader,
       link,
       {
-        begun: () => this.#change({ phase: "serving" }),
+        begun: () => this.#begun(),
         answered: (bytes) => this.#count(bytes),
-        ended: (error) => this.#served(error),
+        ended: (error) => this.#left(error),
       },
     );
     this.#service.start();
   }
 
-  /** @param {ProtocolError | null} error */
-  #served(error) {
+  #begun() {
+    this.#served = true;
+    this.#hold.served();
+    this.#change({ phase: "serving", held: null });
+  }
+
+  /** @param {ProtocolError | null} error why the client does not go on */
+  #left(error) {
     const link = /** @type {Link} */ (this.#link);
     if (error !== null) {
       link.reject(error.message);
@@ -185,14 +249,61 @@ export class Engine {
 
   /** @param {LinkEnd} end */
   #closed({ closeCode, error }) {
+    // What it still reads is dropped.
     this.#service?.stop();
+    this.#service = null;
     const cause = error ?? this.#refusedWithoutAWord();
-    this.#end(cause && { ...cause, closeCode }, closeCode);
+    if (cause !== null && this.#mayComeBack(cause.code, closeCode)) {
+      this.#lost(cause);
+    } else {
+      this.#end(cause && { ...cause, closeCode }, closeCode);
+    }
+    this.#link = null;
+  }
+
+  /**
+   * @param {EndError["code"]} code
+   * @param {number | null} closeCode
+   */
+  #mayComeBack(code, closeCode) {
+    const passing = PASSING.has(code) && !FINAL.has(closeCode ?? 0);
+    const over = this.#stopping || this.#state.end !== null || this.#holdSeconds() === 0;
+    return this.#address.messages && this.#served && passing && !over;
+  }
+
+  /** @param {Pick<Held, "code" | "reason">} cause */
+  #lost({ code, reason }) {
+    if (this.#state.phase === "held") {
+      this.#hold.tryLater();
+    } else {
+      this.#heardAt = /** @type {Link} */ (this.#link).heardAt;
+      this.#hold.begin(this.#heardAt, this.#holdSeconds());
+    }
+    this.#change({ phase: "held", held: { secondsLeft: this.#hold.secondsLeft, code, reason } });
+  }
+
+  #holdSeconds() {
+    return holdSeconds(this.#state.server?.hold);
+  }
+
+  /** @param {Partial<Held>} changes */
+  #tellHeld(changes) {
+    const held = /** @type {Held} */ (this.#state.held);
+    this.#change({ held: { ...held, ...changes } });
+  }
+
+  #expired() {
+    this.#link?.abandon();
+    const minutes = Math.round((Date.now() - this.#heardAt) / 60_000);
+    const reason =
+      `There was no connection for ${minutes < 2 ? "too long" : `${minutes} minutes`}, and the ` +
+      "server has given the disk up by now.";
+    this.#end({ code: "lost", reason, closeCode: null }, null);
   }
 
   /** @returns {Pick<EndError, "code" | "reason"> | null} why a link that closed in order failed */
   #refusedWithoutAWord() {
-    if (this.#stopping || this.#state.phase !== "connecting" || this.#state.end !== null) {
+    if (this.#stopping || this.#state.phase === "serving" || this.#state.end !== null) {
       return null;
     }
     return {
@@ -235,7 +346,8 @@ export class Engine {
    * @param {number | null} closeCode
    */
   #end(error, closeCode) {
-    this.#change({ phase: "ended", error, closeCode });
+    this.#hold.stop();
+    this.#change({ phase: "ended", held: null, error, closeCode });
     clearTimeout(this.#countTimer);
   }
 

@@ -17,7 +17,7 @@ import { answerRead } from "./remote.js";
 
 /**
  * @typedef {{type: "start", address: LinkAddress, info: ImageInfo, blob: Blob | null}
- *   | {type: "stop"} | ReadAnswer} ToWorker
+ *   | {type: "stop"} | {type: "wake"} | ReadAnswer} ToWorker
  */
 
 /** @typedef {{type: "ready"} | {type: "state", state: State} | ReadQuestion} FromWorker */
@@ -30,13 +30,19 @@ import { answerRead } from "./remote.js";
  * @property {import("./link.js").SocketClass} [Socket] instead of the global WebSocket; no Worker
  */
 
+/**
+ * @typedef {object} Run
+ * @property {() => void} stop
+ * @property {() => void} wake the network or the tab came back
+ */
+
 /** Milliseconds that a Worker which is done has for its last message to the server. */
 const LAST_WORDS = 1000;
 
 /**
  * @param {Job} job
  * @param {(state: State) => void} emit gets each state; the last one has the phase "ended"
- * @returns {{stop: () => void}}
+ * @returns {Run}
  */
 export function run(job, emit) {
   if (!job.worker || job.Socket !== undefined || typeof Worker === "undefined") {
@@ -63,7 +69,7 @@ class WorkerRun {
   #ready = false;
   /** @type {State} the last one */
   #state;
-  /** @type {{stop: () => void} | null} what runs here instead, where the Worker did not start */
+  /** @type {Run | null} what runs here instead, where the Worker did not start */
   #instead = null;
   #stopped = false;
 
@@ -91,6 +97,14 @@ class WorkerRun {
       this.#instead.stop();
     } else if (this.#ready) {
       this.#post({ type: "stop" });
+    }
+  }
+
+  wake() {
+    if (this.#instead !== null) {
+      this.#instead.wake();
+    } else if (this.#ready) {
+      this.#post({ type: "wake" });
     }
   }
 

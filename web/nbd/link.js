@@ -28,6 +28,7 @@
 /**
  * @typedef {object} LinkAddress
  * @property {string} url
+ * @property {string} [laterUrl] for the links that follow the first; by default the same
  * @property {string[]} protocols subprotocols
  * @property {boolean} messages whether text messages are exchanged (version 1), or NBD bytes alone
  */
@@ -40,6 +41,12 @@ const CLOSE_SILENT = 4408;
 
 /** Seconds without a byte after which a version 1 link is lost; a beat comes every 5 s. */
 const SILENCE = 15;
+
+/** Seconds of silence that a link is granted which is doubted: a beat has to come in that time. */
+const DOUBTED_SILENCE = 6;
+
+/** Milliseconds between two looks at the clock that tell of a sleep. */
+const SLEEP = 5000;
 
 /** Milliseconds that the other side has to answer a close. */
 const CLOSE_PATIENCE = 2000;
@@ -69,13 +76,15 @@ export class Link {
   #closing = false;
   #over = false;
   #silentSeconds = 0;
+  #heardAt = Date.now();
+  #lookedAt = Date.now();
   /** @type {ReturnType<typeof setInterval> | undefined} */
   #clock;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #patience;
 
   /**
-   * @param {LinkAddress} address
+   * @param {Pick<LinkAddress, "url" | "protocols" | "messages">} address
    * @param {LinkListener} listener
    * @param {SocketClass} Socket
    * @throws {SyntaxError} for an address or a subprotocol that no WebSocket takes
@@ -93,6 +102,29 @@ export class Link {
     if (messages) {
       this.#clock = setInterval(() => this.#listen(), 1000);
     }
+  }
+
+  /** Whether the server took it. */
+  get opened() {
+    return this.#opened;
+  }
+
+  /** When the server was heard last, in milliseconds since 1970. */
+  get heardAt() {
+    return this.#heardAt;
+  }
+
+  /** Something happened that links seldom survive, such as a sleep: it has to prove itself soon. */
+  doubt() {
+    this.#silentSeconds = Math.max(this.#silentSeconds, SILENCE - DOUBTED_SILENCE);
+  }
+
+  /** Closes without a word to anybody; `closed` does not follow. */
+  abandon() {
+    this.#over = true;
+    clearInterval(this.#clock);
+    clearTimeout(this.#patience);
+    this.#socket.close();
   }
 
   /** @param {Uint8Array} bytes copied or sent before this returns, as a message of its own */
@@ -141,8 +173,11 @@ export class Link {
   }
 
   #open() {
+    if (this.#over || this.#closing) {
+      return;
+    }
     this.#opened = true;
-    this.#silentSeconds = 0;
+    this.#hear();
     this.#listener.opened();
   }
 
@@ -151,7 +186,7 @@ export class Link {
     if (this.#over || this.#closing) {
       return;
     }
-    this.#silentSeconds = 0;
+    this.#hear();
     if (data instanceof ArrayBuffer) {
       this.#listener.data(new Uint8Array(data));
     } else {
@@ -171,9 +206,22 @@ export class Link {
     this.#listener.message(message);
   }
 
-  /** Counts seconds rather than compares times: those that a suspended tab slept are no silence. */
+  #hear() {
+    this.#silentSeconds = 0;
+    this.#heardAt = Date.now();
+  }
+
+  /**
+   * Counts seconds rather than compares times: what came while a tab was suspended is only heard
+   * after it woke. But a link that was not heard for so long is doubted.
+   */
   #listen() {
+    const slept = Date.now() - this.#lookedAt >= SLEEP;
+    this.#lookedAt = Date.now();
     this.#silentSeconds += 1;
+    if (slept) {
+      this.doubt();
+    }
     if (this.#silentSeconds >= SILENCE) {
       this.#fail(CLOSE_SILENT, {
         code: this.#opened ? "silent" : "unreachable",

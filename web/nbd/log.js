@@ -41,5 +41,8 @@ function describePhase(state, endpoint) {
   if (state.phase === "serving") {
     return `Serving "${state.image?.name}", ${state.image?.size} bytes`;
   }
+  if (state.phase === "held") {
+    return `${state.held?.reason} Connecting again`;
+  }
   return state.error?.reason ?? (state.end?.message || "Ended");
 }

@@ -20,6 +20,8 @@ export { ImageError };
 
 /** @typedef {import("./engine.js").State} State */
 /** @typedef {import("./engine.js").EndError} EndError */
+/** @typedef {import("./engine.js").Held} Held */
+/** @typedef {import("./engine.js").Keep} Keep */
 /** @typedef {import("./image.js").CustomImage} CustomImage */
 /** @typedef {import("./image.js").Image} Image */
 /** @typedef {import("./link.js").LinkAddress} LinkAddress */
@@ -29,6 +31,8 @@ export { ImageError };
  * @property {boolean | string} [session] whether the link is of version 1, with messages beside
  *   NBD's bytes and a session that has an ID: true makes one up, a string of 32 hexadecimal digits
  *   is one; false is a plain link. By default true where the endpoint's path ends in /nbd/NAME
+ * @property {boolean} [takeover] take the session from the page of the same user that serves the
+ *   same image elsewhere
  * @property {string} [token] sent as the sole subprotocol
  * @property {string} [name] of the image; by default its own
  * @property {number | null} [modified] milliseconds since 1970; by default the file's own
@@ -37,7 +41,8 @@ export { ImageError };
  */
 
 /**
- * One image, offered to one server. It tells what happens by `state` events, whose `detail` is a
+ * One image, offered to one server. A version 1 link that is lost is followed by others, for as long
+ * as the server holds the session; a plain link never is. It tells what happens by `state` events, whose `detail` is a
  * {@link State}; `state` holds the latest.
  */
 export class NBDServer extends EventTarget {
@@ -75,11 +80,12 @@ export class NBDServer extends EventTarget {
 
   /** @type {Options} */
   #options;
-  /** @type {{stop: () => void} | null} */
+  /** @type {import("./host.js").Run | null} */
   #run = null;
   /** Counts start() and stop(), so that what was begun before knows itself outdated. */
   #turn = 0;
   #letSleep = () => {};
+  #stopListening = () => {};
 
   /**
    * Never throws, and does nothing before start().
@@ -126,6 +132,7 @@ export class NBDServer extends EventTarget {
     const turn = this.#turn;
     this.#run = null;
     this.#letSleep = stayAwake();
+    this.#stopListening = onAwakening(() => this.#run?.wake());
     this.#enter({ ...IDLE, phase: "connecting" });
     this.#serve(turn);
   }
@@ -180,8 +187,9 @@ export class NBDServer extends EventTarget {
   async #serve(turn) {
     const { token, worker = true, WebSocket: Socket } = this.#options;
     try {
+      const { takeover } = this.#options;
       const protocols = token ? [token] : [];
-      const address = { ...linkTo(this.endpoint, this.session), protocols };
+      const address = { ...linkTo(this.endpoint, this.session, takeover), protocols };
       const source = await openImage(this.image, this.#options);
       if (turn === this.#turn) {
         this.#begin(turn, { address, source, worker, Socket });
@@ -221,6 +229,7 @@ export class NBDServer extends EventTarget {
     this.state = Object.freeze(state);
     if (state.phase === "ended") {
       this.#letSleep();
+      this.#stopListening();
     }
     this.dispatchEvent(new CustomEvent("state", { detail: state }));
     this.#callBack(before, state);
@@ -271,14 +280,20 @@ function chooseSession(endpoint, wanted) {
 /**
  * @param {string | URL} endpoint
  * @param {string | null} session
- * @returns {Pick<LinkAddress, "url" | "messages">}
+ * @param {boolean} [takeover]
+ * @returns {Pick<LinkAddress, "url" | "laterUrl" | "messages">}
  */
-function linkTo(endpoint, session) {
+function linkTo(endpoint, session, takeover) {
   const address = socketAddress(endpoint, globalThis.location?.href);
   if (session === null) {
     return { url: address.href, messages: false };
   }
-  return { url: withSession(address, session).href, messages: true };
+  // What was taken over once is ours: a later link must not take it from somebody else.
+  return {
+    url: withSession(address, session, takeover).href,
+    laterUrl: withSession(address, session).href,
+    messages: true,
+  };
 }
 
 /**
@@ -294,6 +309,27 @@ function asEndError(error) {
 /** @param {State} state */
 function isUnreadable(state) {
   return state.trouble !== null || /image/.test(state.error?.code ?? "");
+}
+
+/** Events of a window that make another look at the link worth while; Workers get none of them. */
+const AWAKENINGS = ["online", "pageshow", "visibilitychange"];
+
+/**
+ * @param {() => void} awoke
+ * @returns {() => void} stops listening
+ */
+function onAwakening(awoke) {
+  if (typeof globalThis.addEventListener !== "function") {
+    return () => {};
+  }
+  for (const type of AWAKENINGS) {
+    globalThis.addEventListener(type, awoke);
+  }
+  return () => {
+    for (const type of AWAKENINGS) {
+      globalThis.removeEventListener(type, awoke);
+    }
+  };
 }
 
 /**

@@ -49,6 +49,9 @@ scope.onmessage = (event) => {
     case "stop":
       engine?.stop();
       break;
+    case "wake":
+      engine?.wake();
+      break;
     default:
       remote?.settle(message);
   }

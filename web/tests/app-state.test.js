@@ -14,7 +14,11 @@ function configuration(name, isDefault = false) {
 /** @type {Event} */
 const OPEN = {
   type: "access",
-  access: { kind: "open", configurations: [configuration("0"), configuration("lab", true)] },
+  access: {
+    kind: "open",
+    user: "local",
+    configurations: [configuration("0"), configuration("lab", true)],
+  },
 };
 const IMAGE = /** @type {Event} */ ({ type: "image", image: new File(["disk"], "x.iso") });
 
@@ -50,6 +54,7 @@ test("the default configuration is chosen, else the first, and a choice is kept"
   assert.equal(after(OPEN).chosen, "lab");
   const first = {
     kind: /** @type {const} */ ("open"),
+    user: "local",
     configurations: [configuration("a"), configuration("b")],
   };
   assert.equal(after({ type: "access", access: first }).chosen, "a");

@@ -126,7 +126,7 @@ test("stop before the link has opened is no error", async () => {
   assert.deepEqual([last().phase, last().error], ["ended", null]);
 });
 
-test("fifteen seconds of silence end a version 1 link; any byte or beat begins them anew", async () => {
+test("after fifteen seconds of silence a version 1 link is lost; any byte or beat begins them anew", async () => {
   const { socket, last } = await serving({ messages: true });
   mock.timers.tick(14_000);
   socket.deliverText({ type: "beat" });
@@ -135,7 +135,7 @@ test("fifteen seconds of silence end a version 1 link; any byte or beat begins t
   mock.timers.tick(14_000);
   assert.equal(last().phase, "serving");
   mock.timers.tick(1000);
-  assert.deepEqual([last().phase, last().error?.code], ["ended", "silent"]);
+  assert.deepEqual([last().phase, last().held?.code], ["held", "silent"]);
   assert.equal(socket.closeAsked?.code, 4408, "a lost link to the server, not an end");
 });
 
@@ -165,11 +165,11 @@ test("each close code has its word, and the server's reason is passed on", async
     4999: "closed",
   };
   for (const [code, word] of Object.entries(words)) {
-    const { socket, last } = await serving({ messages: true });
+    const { socket, last } = await serving();
     socket.closeByServer(Number(code), "because of this");
     const expected = { code: word, reason: "because of this", closeCode: Number(code) };
     assert.deepEqual([last().phase, last().error], ["ended", expected]);
-    const silent = await serving({ messages: true });
+    const silent = await serving();
     silent.socket.closeByServer(Number(code));
     assert.ok((silent.last().error?.reason.length ?? 0) > 20, "there is a sentence anyway");
   }
@@ -217,7 +217,8 @@ test("text that is no JSON object breaks the rules of version 1", async () => {
   for (const text of ["{", "null", "[]", '"beat"', `{"type":"${"x".repeat(70_000)}"}`]) {
     const { socket, last } = await serving({ messages: true });
     socket.deliverText(text);
-    assert.equal(last().error?.code, "protocol");
+    assert.equal(last().held?.code, "protocol");
+    assert.equal(socket.closeAsked?.code, 4400);
   }
 });
 

@@ -23,7 +23,7 @@ pub(crate) struct Step {
 }
 
 /// Every step, in the order of `cargo xtask test`: what fails soonest comes first.
-pub(crate) const STEPS: [Step; 12] = [
+pub(crate) const STEPS: [Step; 13] = [
     step(
         "setup",
         "Debian packages (as root), npm packages, cargo-deny, cargo-fuzz",
@@ -57,6 +57,11 @@ pub(crate) const STEPS: [Step; 12] = [
         "browser",
         "Chromium, Firefox and WebKit end to end",
         browser,
+    ),
+    step(
+        "resume",
+        "sessions that outlive their links, over a line that goes bad",
+        resume,
     ),
     step("guest", "the kernel's NBD driver in a guest", guest),
     step("fuzz", "every fuzz target, briefly", || check(fuzz)),
@@ -178,6 +183,11 @@ fn peers() -> Result<Counts, Failure> {
 fn browser() -> Result<Counts, Failure> {
     let program = build_program()?;
     run_tests(node_test("tests/browser").env("NBD_PROXY", program))
+}
+
+fn resume() -> Result<Counts, Failure> {
+    let program = build_program()?;
+    run_tests(node_test("tests/resume").env("NBD_PROXY", program))
 }
 
 fn guest() -> Result<Counts, Failure> {

@@ -6,6 +6,7 @@
 
 mod board;
 mod ending;
+mod keeping;
 mod lifecycle;
 mod steps;
 mod worker;
@@ -15,15 +16,15 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use nbd_session::{EndReason, ImageInfo};
+use nbd_session::{EndReason, ImageInfo, KeepState};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     claim::Claim,
-    config::{Config, Configuration, Media},
+    config::{Config, Configuration, Keep, Media},
     device::{AttachMode, DeviceSpec},
     hook::Hook,
-    link::Link,
+    link::{Link, Peer},
 };
 
 /// How long an eject by force may take before it is answered.
@@ -70,6 +71,10 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     /// How long the session is kept without a link.
     pub(crate) hold: Duration,
+    /// How long the peer of a `v=1` link may be silent.
+    pub(crate) silence: Duration,
+    /// Whether and where a copy of the image is made.
+    pub(crate) keep: Option<Keep>,
     /// How much is asked of a link.
     pub(crate) limits: Limits,
     /// How long a device may take to detach, or to finish attaching, once the session is over.
@@ -79,7 +84,7 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// For the stdin/stdout form: no hold, and a swift end.
+    /// For the stdin/stdout form: no hold, no copy, and a swift end.
     pub(crate) fn for_stdio(
         config: &Config,
         configuration: &Configuration,
@@ -88,6 +93,7 @@ impl Settings {
         let asked = Self::with_limits(config, configuration, runtime_dir, Limits::STDIO);
         Self {
             hold: Duration::ZERO,
+            keep: None,
             limits: Limits {
                 max_request: asked.limits.max_request.min(Limits::STDIO.max_request),
                 max_in_flight: asked.limits.max_in_flight.min(Limits::STDIO.max_in_flight),
@@ -121,6 +127,8 @@ impl Settings {
             media: configuration.media,
             timeout: config.timeout,
             hold: configuration.hold,
+            silence: configuration.silence,
+            keep: configuration.keep.clone(),
             limits: Limits {
                 max_request: configuration.max_request.unwrap_or(limits.max_request),
                 max_in_flight: configuration.max_in_flight.unwrap_or(limits.max_in_flight),
@@ -175,16 +183,18 @@ pub(crate) struct Status {
     pub(crate) size: u64,
     /// Whether the machine can only read.
     pub(crate) read_only: bool,
-    /// Who serves the image.
-    pub(crate) user: String,
-    /// From where.
-    pub(crate) from: String,
+    /// Who serves the image, or did so last.
+    pub(crate) peer: Peer,
     /// Since when there is a session.
     pub(crate) since: SystemTime,
     /// Bytes that the machine has read.
     pub(crate) bytes_read: u64,
     /// Requests of the machine that were answered.
     pub(crate) requests: u64,
+    /// How far the copy of the image is, where one is wanted.
+    pub(crate) keep: Option<KeepState>,
+    /// No link serves the image, and none is needed.
+    pub(crate) alone: bool,
 }
 
 /// What came of an eject.
@@ -221,6 +231,7 @@ pub(crate) struct Attachment {
 #[derive(Debug)]
 enum Order {
     Link(Link),
+    Challenge(Link),
     End(EndReason),
     Eject {
         force: bool,
@@ -241,11 +252,12 @@ impl Attachment {
             device: None,
             size: 0,
             read_only: true,
-            user: String::new(),
-            from: String::new(),
+            peer: Peer::default(),
             since: SystemTime::now(),
             bytes_read: 0,
             requests: 0,
+            keep: None,
+            alone: false,
         });
         tokio::spawn(worker::Worker::new(settings, claim, session, inbox, publisher).run());
         Self { orders, status }
@@ -255,6 +267,13 @@ impl Attachment {
     pub(crate) fn link(&self, link: Link) {
         // A session that is over drops the link, which closes it.
         let _ = self.orders.send(Order::Link(link));
+    }
+
+    /// Gives it a link that may take over once it has shown that it serves the same image. Until then, and if it does
+    /// not, the link that it may have serves on.
+    #[cfg(feature = "serve")]
+    pub(crate) fn challenge(&self, link: Link) {
+        let _ = self.orders.send(Order::Challenge(link));
     }
 
     /// Ends it in order, whoever uses the device. Later reasons than the first change nothing.

@@ -10,6 +10,7 @@ use std::{
 use rustix::{fs::FlockOperation, io::Errno};
 use tokio::{
     sync::oneshot,
+    task::spawn_blocking,
     time::{Instant, sleep},
 };
 
@@ -17,7 +18,7 @@ use crate::{
     config::Configuration,
     device::{self, DeviceError},
     hook::{Action, Hook, Subject},
-    paths, report,
+    keep, paths, report,
 };
 
 /// How long a predecessor that is about to end is waited for: a page that is reloaded connects anew before its old
@@ -105,6 +106,7 @@ impl Claim {
         let (device, name) = (&configuration.device, &configuration.name);
         device::cut_off(device, name).await?;
         self.stop_for_predecessor(configuration).await?;
+        remove_copies(configuration).await;
         let recovered = device::recover(device, name, runtime_dir).await;
         for freed in recovered? {
             report::warning(format_args!("left by an earlier nbd-proxy: {freed}"));
@@ -156,6 +158,21 @@ impl Claim {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(file_error(&self.record)(error)),
         }
+    }
+}
+
+/// Deletes the copies of images that a predecessor kept.
+async fn remove_copies(configuration: &Configuration) {
+    let Some(keep) = configuration.keep.clone() else {
+        return;
+    };
+    let name = configuration.name.clone();
+    let removed = spawn_blocking(move || keep::remove_leftovers(&keep, &name)).await;
+    for path in removed.unwrap_or_default() {
+        report::warning(format_args!(
+            "left by an earlier nbd-proxy: {} is deleted",
+            path.display()
+        ));
     }
 }
 

@@ -108,6 +108,9 @@ pub(crate) struct ShareArgs {
     /// Name to show for the image [default: the file's]
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// Take over from another link of the same user that serves the same image
+    #[arg(long)]
+    pub(crate) takeover: bool,
 }
 
 /// Arguments of `status`.

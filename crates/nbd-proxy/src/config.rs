@@ -1,5 +1,6 @@
 //! `config.json`: what configurations there are, and how each is attached.
 
+mod keep;
 mod lenient;
 mod reader;
 
@@ -12,6 +13,7 @@ use std::{
 use serde_json::{Map, Value};
 
 use crate::device::{AttachMode, DeviceSpec};
+pub(crate) use keep::{Keep, Place};
 use reader::{Reader, Section};
 
 /// How much is forgiven.
@@ -80,6 +82,10 @@ pub(crate) struct Configuration {
     pub(crate) metadata: Option<Map<String, Value>>,
     /// How long a session is kept without a link; zero: not at all.
     pub(crate) hold: Duration,
+    /// How long the peer of a link may be silent before the link counts as lost.
+    pub(crate) silence: Duration,
+    /// Whether and where a copy of the image is made.
+    pub(crate) keep: Option<Keep>,
     /// Bytes asked for in one request, if not the form's own limit: 4 KiB to 32 MiB, whole sectors.
     pub(crate) max_request: Option<u32>,
     /// Bytes of replies outstanding at once, if not the form's own limit.
@@ -129,6 +135,7 @@ pub(crate) struct ServeConfig {
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 const HOLD: Duration = Duration::from_secs(300);
+const SILENCE: Duration = Duration::from_secs(15);
 const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
 const STATE_HOOK: &str = "/etc/nbd-proxy/state";
 /// The smallest and the largest request that a configuration may ask for. 32 MiB is what servers take unless they
@@ -170,6 +177,8 @@ impl Config {
             device: DeviceSpec::Auto,
             metadata: None,
             hold: HOLD,
+            silence: SILENCE,
+            keep: None,
             max_request: None,
             max_in_flight: None,
             attach: AttachMode::default(),
@@ -289,6 +298,8 @@ impl Configuration {
             device: read_device(&mut section)?,
             metadata: section.object("metadata")?,
             hold: section.seconds("hold")?.unwrap_or(HOLD),
+            silence: read_silence(&mut section)?,
+            keep: keep::read(&mut section)?,
             max_request: read_max_request(&mut section)?,
             max_in_flight: section.integer("max-in-flight")?,
             attach: section
@@ -372,6 +383,13 @@ fn parse_tcp(text: &str) -> Result<DeviceSpec, String> {
             "tcp:{address} can be reached from other machines, and NBD's own TLS is not configured; \
              use a loopback address or unix:PATH"
         )),
+    }
+}
+
+fn read_silence(section: &mut Section<'_, '_>) -> Result<Duration, String> {
+    match section.seconds("silence")? {
+        Some(Duration::ZERO) => Err(section.about("silence", "must be at least 1 second")),
+        given => Ok(given.unwrap_or(SILENCE)),
     }
 }
 

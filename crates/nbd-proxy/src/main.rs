@@ -19,6 +19,7 @@ mod device;
 #[cfg(feature = "serve")]
 mod eject;
 mod hook;
+mod keep;
 mod link;
 mod paths;
 mod report;
@@ -30,7 +31,6 @@ mod signals;
 #[cfg(feature = "serve")]
 mod status;
 mod stdio;
-#[cfg(feature = "serve")]
 mod units;
 
 use std::{future::Future, io::Write, path::Path, process::ExitCode};

@@ -5,6 +5,7 @@ mod connection;
 mod exchange;
 mod image;
 mod progress;
+mod reconnect;
 
 use std::{process::ExitCode, sync::Arc};
 
@@ -12,27 +13,78 @@ use anyhow::Context as _;
 
 use crate::{cli::ShareArgs, report, serve, signals::Signals, units};
 use address::Address;
-use exchange::{Exchange, Finished};
+use connection::{Connection, PATIENCE};
+use exchange::{Ending, Exchange, Finished};
 use image::Image;
 use progress::{Progress, Sum};
+use reconnect::{Found, Search};
 
 /// Serves an image until the session ends.
 pub(crate) async fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
-    let address = Address::parse(&args.url, args.token)?;
+    let mut address = Address::parse(&args.url, args.token)?;
     let image = Arc::new(Image::open(&args.image, args.name)?);
     let session = serve::random_hex::<16>().context("no random numbers")?;
     let mut progress = Progress::new(image.info());
-    let connected = tokio::select! {
-        connected = connection::open(&address, &session) => connected?,
+    let connection = tokio::select! {
+        connection = connection::open(&mut address, &session, args.takeover, PATIENCE) => connection?,
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
-    let finished = Exchange::new(connected, image, &mut progress)
-        .run(&mut signals)
-        .await;
+    let sharing = Sharing {
+        address,
+        session,
+        progress: &mut progress,
+        signals: &mut signals,
+    };
+    let finished = sharing.run(connection, image).await;
     let sum = progress.sum();
     drop(progress);
     Ok(conclude(&finished, sum))
+}
+
+/// An image, as long as it is shared.
+struct Sharing<'a> {
+    address: Address,
+    session: String,
+    progress: &'a mut Progress,
+    signals: &'a mut Signals,
+}
+
+impl Sharing<'_> {
+    /// Serves over one link after the other.
+    async fn run(mut self, mut connection: Connection, mut image: Arc<Image>) -> Finished {
+        let mut last: Option<Search> = None;
+        loop {
+            let exchange = Exchange::new(connection, Arc::clone(&image), self.progress);
+            let loss = match exchange.run(self.signals).await {
+                Ending::Finished(finished) => return finished,
+                Ending::Lost(loss) => loss,
+            };
+            // A link that was lost before it served does not prolong what is left.
+            let mut search = match last.take() {
+                Some(search) if !loss.served => search,
+                _ => Search::new(&loss),
+            };
+            if !search.left().is_zero() {
+                self.progress.set_lost(&loss.cause, search.left());
+            }
+            let seen = (&mut *self.progress, &mut *self.signals);
+            match search
+                .run(&mut self.address, &self.session, &image, seen)
+                .await
+            {
+                Found::Connection(found, reopened) => {
+                    (connection, image, last) = (*found, reopened, Some(search));
+                }
+                Found::Nothing(why) => {
+                    return Finished {
+                        in_order: false,
+                        sentence: format!("{}; {why}", loss.cause),
+                    };
+                }
+            }
+        }
+    }
 }
 
 fn conclude(finished: &Finished, sum: Sum) -> ExitCode {

@@ -72,6 +72,28 @@ pub struct DeviceState {
     pub resumed: bool,
     /// How long the session is still held, in seconds, unless it is served.
     pub seconds_left: Option<u64>,
+    /// How long the session is held when its link is lost, in seconds; 0: not at all.
+    #[serde(default)]
+    pub hold: u64,
+    /// How far the kept copy is, where one is to be made.
+    #[serde(default)]
+    pub keep: Option<KeepState>,
+}
+
+/// How far the copy of an image is that is kept on the machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepState {
+    /// How much of the image is there, in bytes.
+    pub bytes: u64,
+    /// The image's length, in bytes.
+    pub size: u64,
+    /// All of it is there and was verified: the one who serves the image may go.
+    pub whole: bool,
+    /// How long that will still take, in seconds, where it can be told.
+    pub seconds_left: Option<u64>,
+    /// Why there is no copy, for people: the image is streamed.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// Where a device is in its life.
@@ -250,11 +272,17 @@ mod tests {
             read_only: true,
             resumed: true,
             seconds_left: Some(299),
+            hold: 300,
+            keep: Some(KeepState {
+                bytes: 256,
+                size: 500,
+                ..KeepState::default()
+            }),
         };
         let text = ServerMessage::State(state.clone()).encode();
         assert_eq!(
             text,
-            r#"{"type":"state","phase":"held","configuration":"0","device":"/dev/nbd0","size":512,"read_only":true,"resumed":true,"seconds_left":299}"#
+            r#"{"type":"state","phase":"held","configuration":"0","device":"/dev/nbd0","size":512,"read_only":true,"resumed":true,"seconds_left":299,"hold":300,"keep":{"bytes":256,"size":500,"whole":false,"seconds_left":null,"problem":null}}"#
         );
         assert_eq!(
             ServerMessage::parse(&text).unwrap(),

@@ -6,7 +6,8 @@
 //!
 //! [`Session`] is the NBD client: handshake on each link, requests in flight, what happens when a link is lost
 //! (hold, compare the image, replay writes, ask again), and the end. [`Volume`] owns it and makes the image behave
-//! like a disk: whole sectors, requests of any length, every command that a device may send.
+//! like a disk: whole sectors, requests of any length, every command that a device may send. It may keep a copy of
+//! the image, in a store that the caller has.
 //!
 //! Whoever drives them calls, at any time and in any order, `handle_*`, `submit` and the like with the present time,
 //! and after each call takes everything from `poll_output`; it calls `handle_timeout` when the time that
@@ -19,9 +20,10 @@ mod reason;
 mod session;
 mod volume;
 
-pub use control::{DevicePhase, DeviceState, ImageInfo};
+pub use control::{DevicePhase, DeviceState, ImageInfo, KeepState};
 pub use reason::{EndReason, close};
 pub use session::{
     Closing, LinkId, LinkKind, Output, RequestId, Session, SessionConfig, SessionEvent,
+    StoreAction, StoreId,
 };
 pub use volume::{Geometry, SECTOR, Volume};

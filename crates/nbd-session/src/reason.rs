@@ -14,6 +14,8 @@ pub mod close {
     pub const BAD_IMAGE: u16 = 4400;
     /// The peer was silent, or left a request unanswered, for too long.
     pub const TIMEOUT: u16 = 4408;
+    /// In use by somebody else.
+    pub const IN_USE: u16 = 4409;
     /// Another image than the session's.
     pub const OTHER_IMAGE: u16 = 4410;
     /// A newer link took over.
@@ -110,6 +112,24 @@ impl Fault {
         Self {
             code: close::PROTOCOL_ERROR,
             reason: rule.to_string(),
+        }
+    }
+
+    /// Plain links carry NBD bytes alone.
+    pub(crate) fn text_on_plain() -> Self {
+        Self::violation("a text message on a plain link")
+    }
+
+    /// A link has one image.
+    pub(crate) fn second_image() -> Self {
+        Self::violation("a second `image` message")
+    }
+
+    /// The peer gives up before it ever served the session.
+    pub(crate) fn early_bye() -> Self {
+        Self {
+            code: close::NORMAL,
+            reason: "`bye` before it served the image".into(),
         }
     }
 

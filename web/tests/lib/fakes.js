@@ -135,7 +135,7 @@ export class FakeWebSocket {
    */
   close(code, reason) {
     this.closeAsked ??= { code, reason };
-    this.readyState = 2;
+    this.readyState = Math.max(this.readyState, 2);
   }
 
   // What the test does as the server.

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use nbd_session::{Geometry, ImageInfo};
+use nbd_session::{Geometry, ImageInfo, KeepState};
 use tokio::sync::watch;
 
 use super::{Outcome, Phase, Status};
+use crate::link::Peer;
 
 /// How often mere counting is published.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -57,9 +58,8 @@ impl Board {
         self.counted = true;
     }
 
-    pub(super) fn set_peer(&mut self, user: String, from: String) {
-        self.status.user = user;
-        self.status.from = from;
+    pub(super) fn set_peer(&mut self, peer: Peer) {
+        self.status.peer = peer;
         self.changed = true;
     }
 
@@ -85,6 +85,22 @@ impl Board {
     pub(super) fn set_held(&mut self, until: Option<Instant>) {
         self.held_until = until;
         self.combine();
+    }
+
+    pub(super) fn set_alone(&mut self, alone: bool) {
+        self.status.alone = alone;
+        self.changed = true;
+    }
+
+    /// How far the copy is: mere progress is published like a counter.
+    pub(super) fn set_keep(&mut self, keep: Option<&KeepState>) {
+        if self.status.keep.as_ref() == keep {
+            return;
+        }
+        let mark = |keep: &KeepState| (keep.whole, keep.problem.is_some());
+        self.changed |= self.status.keep.as_ref().map(mark) != keep.map(mark);
+        self.counted = true;
+        self.status.keep = keep.cloned();
     }
 
     pub(super) fn is_held(&self) -> bool {

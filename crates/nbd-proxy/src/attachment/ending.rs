@@ -124,6 +124,7 @@ impl Worker {
     /// Nothing is left to do.
     pub(super) fn finish(&mut self, now: Instant) {
         self.settle(now, Vec::new());
+        self.keeper = None;
         self.board.set_device(None);
         self.board.set_phase(Phase::Ended);
         self.life.over = true;

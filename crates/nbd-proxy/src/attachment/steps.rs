@@ -177,7 +177,7 @@ impl Worker {
                 .as_ref()
                 .map(|image| image.name.clone())
                 .unwrap_or_default(),
-            user: status.user.clone(),
+            user: status.peer.user.clone(),
             media: self.settings.media.as_str().into(),
         }
     }
@@ -209,6 +209,7 @@ impl Worker {
                     DevicePhase::Attaching
                 };
                 self.show_device(now, phase);
+                self.start_keeper(now);
             }
             Err(error) => self.begin_end(now, EndReason::Failed(error.to_string())),
         }

@@ -119,8 +119,11 @@ impl Page {
             kind: LinkKind::Plain,
             events: inbox,
             commands: outbox,
-            peer: "here".into(),
-            user: "me".into(),
+            peer: Peer {
+                user: "me".into(),
+                from: "here".into(),
+                session: None,
+            },
         };
         (link, Self { events, task })
     }
@@ -412,7 +415,7 @@ async fn counters_show_what_the_machine_read() {
     }
     let status = rig.reach(|status| status.requests >= 3).await;
     assert_eq!(
-        (status.bytes_read, status.size, status.user.as_str()),
+        (status.bytes_read, status.size, status.peer.user.as_str()),
         (3, SIZE as u64, "me")
     );
 }

@@ -2,13 +2,16 @@
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
     hash::{BuildHasher, RandomState},
+    task::Poll,
     time::Instant,
 };
 
 use nbd::{Command, Reply, wire::Errno};
 use nbd_session::{
-    Closing, EndReason, LinkId, Output, RequestId, Session, SessionConfig, SessionEvent, Volume,
+    Closing, EndReason, LinkId, LinkKind, Output, RequestId, Session, SessionConfig, SessionEvent,
+    Volume,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -20,7 +23,8 @@ use super::{Order, Settings, Status, board::Board, lifecycle::Lifecycle, steps::
 use crate::{
     claim::Claim,
     device::{DeviceEvent, DeviceRequest, REQUEST_QUEUE, ReplySlot},
-    link::{self, Link, LinkCommand, LinkEvent},
+    keep::{Keeper, Kept},
+    link::{self, Link, LinkCommand, LinkEvent, Peer},
     report,
 };
 
@@ -37,20 +41,27 @@ pub(super) struct Worker {
     pub(super) board: Board,
     pub(super) life: Lifecycle,
     pub(super) jobs: JoinSet<Finished>,
+    /// Where the image is copied to.
+    pub(super) keeper: Option<Keeper>,
     /// For devices: where their requests and events go.
     pub(super) to_requests: mpsc::Sender<DeviceRequest>,
     pub(super) to_device_events: mpsc::UnboundedSender<DeviceEvent>,
     orders: mpsc::UnboundedReceiver<Order>,
     requests: mpsc::Receiver<DeviceRequest>,
     device_events: mpsc::UnboundedReceiver<DeviceEvent>,
-    /// The newest link's events; those of older ones mean nothing any more.
-    link: Option<(LinkId, mpsc::Receiver<LinkEvent>)>,
-    /// Where each link that is not closed yet takes its commands.
-    to_links: Vec<(LinkId, mpsc::UnboundedSender<LinkCommand>)>,
+    /// The links that the session knows: one that serves or is about to, one that may take over.
+    links: Vec<LiveLink>,
     waiting: HashMap<RequestId, Waiting>,
     next_request: u64,
     link_batch: Vec<LinkEvent>,
     request_batch: Vec<DeviceRequest>,
+}
+
+struct LiveLink {
+    id: LinkId,
+    events: mpsc::Receiver<LinkEvent>,
+    commands: mpsc::UnboundedSender<LinkCommand>,
+    peer: Peer,
 }
 
 struct Waiting {
@@ -63,11 +74,13 @@ enum Event {
     /// Every handle is gone.
     Deserted,
     /// `link_batch` is filled; empty: the link is gone.
-    Link,
+    Link(LinkId),
     /// `request_batch` is filled.
     Requests,
     Device(DeviceEvent),
     Job(Result<Finished, JoinError>),
+    /// None: the store's thread is gone.
+    Kept(Option<Kept>),
     Timeout,
 }
 
@@ -86,13 +99,13 @@ impl Worker {
             board: Board::new(publisher),
             life: Lifecycle::default(),
             jobs: JoinSet::new(),
+            keeper: None,
             to_requests,
             to_device_events,
             orders,
             requests,
             device_events,
-            link: None,
-            to_links: Vec::new(),
+            links: Vec::new(),
             waiting: HashMap::new(),
             next_request: 0,
             link_batch: Vec::with_capacity(BATCH),
@@ -111,6 +124,7 @@ impl Worker {
             self.forward_output(now);
             self.proceed(now);
             self.forward_output(now);
+            self.board.set_keep(self.volume.keep_state());
             self.board.publish(now);
         }
     }
@@ -127,9 +141,18 @@ impl Worker {
                 None => std::future::pending().await,
             }
         };
-        let link = async {
-            match &mut self.link {
-                Some((_, events)) => events.recv_many(&mut self.link_batch, BATCH).await,
+        let link = poll_fn(|context| {
+            let ready = self.links.iter_mut().find_map(|link| {
+                let polled = link
+                    .events
+                    .poll_recv_many(context, &mut self.link_batch, BATCH);
+                polled.is_ready().then_some(link.id)
+            });
+            ready.map_or(Poll::Pending, Poll::Ready)
+        });
+        let kept = async {
+            match &mut self.keeper {
+                Some(keeper) => keeper.event().await,
                 None => std::future::pending().await,
             }
         };
@@ -137,21 +160,27 @@ impl Worker {
             order = self.orders.recv(), if !self.life.is_ending() || !self.orders.is_closed() => {
                 order.map_or(Event::Deserted, Event::Order)
             }
-            _ = link => Event::Link,
+            id = link => Event::Link(id),
             _ = self.requests.recv_many(&mut self.request_batch, BATCH) => Event::Requests,
             Some(event) = self.device_events.recv() => Event::Device(event),
             Some(finished) = self.jobs.join_next() => Event::Job(finished),
+            kept = kept => Event::Kept(kept),
             () = timeout => Event::Timeout,
         }
     }
 
     fn apply(&mut self, now: Instant, event: Event) {
         match event {
-            Event::Order(Order::Link(link)) => self.open(now, link),
+            Event::Order(Order::Link(link)) => {
+                self.take_link(link, |volume, kind| volume.open_link(now, kind));
+            }
+            Event::Order(Order::Challenge(link)) => {
+                self.take_link(link, |volume, kind| volume.challenge(now, kind));
+            }
             Event::Order(Order::End(reason)) => self.begin_end(now, reason),
             Event::Order(Order::Eject { force, answer }) => self.begin_eject(now, force, answer),
             Event::Deserted => self.begin_end(now, EndReason::Shutdown),
-            Event::Link => self.apply_link_batch(now),
+            Event::Link(id) => self.apply_link_batch(now, id),
             Event::Requests => self.apply_request_batch(now),
             Event::Device(DeviceEvent::Disconnected) => {
                 self.begin_end(now, EndReason::Disconnected);
@@ -160,6 +189,7 @@ impl Worker {
                 self.begin_end(now, EndReason::Failed(cause));
             }
             Event::Job(Ok(finished)) => self.finish_job(now, finished),
+            Event::Kept(kept) => self.apply_kept(now, kept),
             Event::Job(Err(error)) => self.lose_job(now, &error.to_string()),
             Event::Timeout => {
                 self.volume.handle_timeout(now);
@@ -168,7 +198,7 @@ impl Worker {
         }
     }
 
-    fn open(&mut self, now: Instant, link: Link) {
+    fn take_link(&mut self, link: Link, open: impl Fn(&mut Volume, LinkKind) -> LinkId) {
         if self.life.is_ending() {
             let reason = format!(
                 "configuration {:?} is still giving up its last image",
@@ -180,28 +210,37 @@ impl Worker {
             });
             return;
         }
-        let id = self.volume.open_link(now, link.kind);
-        self.link_batch.clear();
-        self.link = Some((id, link.events));
-        self.to_links.push((id, link.commands));
-        self.board.set_peer(link.user, link.peer);
+        let Link {
+            kind,
+            events,
+            commands,
+            peer,
+        } = link;
+        if !self.life.ready {
+            self.board.set_peer(peer.clone());
+        }
+        // What was said to older links until now is carried out afterwards, so they stay until then.
+        self.links.push(LiveLink {
+            id: open(&mut self.volume, kind),
+            events,
+            commands,
+            peer,
+        });
     }
 
-    fn apply_link_batch(&mut self, now: Instant) {
-        let Some((id, _)) = self.link else { return };
-        if self.link_batch.is_empty() {
-            self.link = None;
-            self.volume
-                .handle_closed(now, id, Closing::Lost("the connection broke off".into()));
-        }
+    fn apply_link_batch(&mut self, now: Instant, id: LinkId) {
         let mut batch = std::mem::take(&mut self.link_batch);
+        if batch.is_empty() {
+            let closing = Closing::Lost("the connection broke off".into());
+            batch.push(LinkEvent::Closed(closing));
+        }
         for event in batch.drain(..) {
             match event {
                 LinkEvent::Data(data) => self.volume.handle_data(now, id, data),
                 LinkEvent::Text(text) => self.volume.handle_text(now, id, &text),
                 LinkEvent::Alive => self.volume.handle_alive(now, id),
                 LinkEvent::Closed(closing) => {
-                    self.link = None;
+                    self.links.retain(|link| link.id != id);
                     self.volume.handle_closed(now, id, closing);
                 }
             }
@@ -236,19 +275,23 @@ impl Worker {
                 Output::SendText { link, text } => self.command(link, LinkCommand::Text(text)),
                 Output::Close { link, code, reason } => {
                     self.command(link, LinkCommand::Close { code, reason });
-                    self.to_links.retain(|(id, _)| *id != link);
-                    self.link.take_if(|(id, _)| *id == link);
+                    self.links.retain(|known| known.id != link);
                 }
                 Output::Complete { request, result } => self.complete(request, result),
+                Output::Store { task, action } => {
+                    if let Some(keeper) = &self.keeper {
+                        keeper.give(task, action);
+                    }
+                }
                 Output::Event(event) => self.apply_session_event(now, event),
             }
         }
     }
 
     fn command(&self, link: LinkId, command: LinkCommand) {
-        if let Some((_, sender)) = self.to_links.iter().find(|(id, _)| *id == link) {
+        if let Some(link) = self.links.iter().find(|known| known.id == link) {
             // A link whose task is gone has told so, or is about to.
-            let _ = sender.send(command);
+            let _ = link.commands.send(command);
         }
     }
 
@@ -257,6 +300,12 @@ impl Worker {
             self.board
                 .count_request(if result.is_ok() { read } else { 0 });
             reply.answer(result);
+        }
+    }
+
+    fn show_peer(&mut self, link: LinkId) {
+        if let Some(link) = self.links.iter().find(|known| known.id == link) {
+            self.board.set_peer(link.peer.clone());
         }
     }
 
@@ -275,13 +324,26 @@ impl Worker {
                 self.board.set_held(Some(until));
                 self.drain(now);
             }
-            SessionEvent::Resumed => {
+            SessionEvent::TakenOver { link } => {
+                self.show_peer(link);
+                report::information(format_args!(
+                    "configuration {:?}: taken over from {}",
+                    self.settings.name,
+                    self.board.status().peer.from
+                ));
+            }
+            SessionEvent::Resumed { link } => {
+                self.show_peer(link);
                 report::information(format_args!(
                     "configuration {:?}: resumed",
                     self.settings.name
                 ));
                 self.board.set_held(None);
+                self.board.set_alone(false);
             }
+            SessionEvent::Whole => self.show_whole(),
+            SessionEvent::Alone { reason } => self.show_alone(&reason),
+            SessionEvent::KeepLost(problem) => self.drop_keeper(&problem),
             SessionEvent::Ending(reason) | SessionEvent::Ended(reason) => {
                 self.begin_end(now, reason);
             }
@@ -290,13 +352,16 @@ impl Worker {
 }
 
 fn session_config(settings: &Settings) -> SessionConfig {
+    let usual = SessionConfig::default();
     SessionConfig {
         configuration: settings.name.clone(),
         timeout: settings.timeout,
         hold: settings.hold,
+        silence: settings.silence,
+        beat: usual.beat.min(settings.silence / 3),
         max_request: settings.limits.max_request,
         max_in_flight: settings.limits.max_in_flight,
         seed: RandomState::new().hash_one(()),
-        ..SessionConfig::default()
+        ..usual
     }
 }

@@ -64,6 +64,16 @@ impl<'v> Section<'_, 'v> {
         self.reader
     }
 
+    /// Begins the object that is the value of `key`.
+    pub(super) fn subsection<'s>(
+        &'s mut self,
+        key: &str,
+        value: &'s Value,
+    ) -> Result<Section<'s, 's>, String> {
+        let path = format!("{}.{key}", self.path);
+        self.reader.section(&path, value)
+    }
+
     pub(super) fn take(&mut self, key: &'static str) -> Option<&'v Value> {
         self.known.push(key);
         self.members.get(key)

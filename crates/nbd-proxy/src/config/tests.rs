@@ -48,6 +48,20 @@ fn metadata_is_one_line_with_its_keys_in_order() {
 }
 
 #[test]
+fn a_link_may_be_silent_for_15_seconds_unless_told_otherwise() {
+    for (members, seconds) in [("", 15), (r#", "silence": 60"#, 60)] {
+        let text = one(&format!(r#""device": "auto"{members}"#));
+        let (config, _) = load(&text, Strictness::Strict).unwrap();
+        assert_eq!(
+            config.configurations[0].silence,
+            Duration::from_secs(seconds)
+        );
+    }
+    let text = one(r#""device": "auto", "silence": 0"#);
+    assert!(message(&text, Strictness::Strict).contains("at least 1"));
+}
+
+#[test]
 fn a_sole_configuration_is_the_default() {
     let (config, _) = load(&one(r#""device": "auto""#), Strictness::Strict).unwrap();
     assert_eq!(config.choose(None).unwrap().name, "0");
@@ -165,6 +179,27 @@ fn a_wrong_value_names_its_key() {
             r#""device": "auto", "max-request": 1000"#,
             "configurations.0.max-request",
         ),
+        (r#""device": "auto", "keep": true"#, "configurations.0.keep"),
+        (
+            r#""device": "auto", "keep": "ram""#,
+            "configurations.0.keep",
+        ),
+        (
+            r#""device": "auto", "keep": {"limit": 1}"#,
+            "configurations.0.keep.in",
+        ),
+        (
+            r#""device": "auto", "keep": {"in": "/k", "limit": "1G"}"#,
+            "configurations.0.keep.limit",
+        ),
+        (
+            r#""device": "auto", "keep": {"in": "/k", "limit": 0}"#,
+            "configurations.0.keep.limit",
+        ),
+        (
+            r#""device": "auto", "keep": {"in": "/k", "limt": 5}"#,
+            "configurations.0.keep.limt",
+        ),
         (
             r#""device": "auto", "attach": "magic""#,
             "configurations.0.attach",
@@ -193,6 +228,31 @@ fn a_wrong_value_names_its_key() {
     ] {
         assert!(load(text, Strictness::Lenient).is_err(), "{text}");
     }
+}
+
+#[test]
+fn a_copy_is_kept_where_the_file_says() {
+    let keep = |value: &str| {
+        let text = one(&format!(r#""device": "auto", "keep": {value}"#));
+        load(&text, Strictness::Strict).unwrap().0.configurations[0]
+            .keep
+            .clone()
+    };
+    let memory = Keep {
+        place: Place::Memory,
+        limit: None,
+    };
+    let directory = Keep {
+        place: Place::Directory("/var/lib/k".into()),
+        limit: Some(1 << 30),
+    };
+    assert_eq!(keep(r#""off""#), None);
+    assert_eq!(keep(r#""memory""#), Some(memory.clone()));
+    assert_eq!(keep(r#"{"in": "memory"}"#), Some(memory));
+    assert_eq!(
+        keep(r#"{"in": "/var/lib/k", "limit": 1073741824}"#),
+        Some(directory)
+    );
 }
 
 #[test]

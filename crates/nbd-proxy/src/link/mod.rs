@@ -7,14 +7,11 @@ pub(crate) mod websocket;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-pub(crate) use nbd_session::{Closing, LinkKind};
+pub(crate) use nbd_session::{Closing, LinkKind, close::IN_USE};
 
 /// How many events a link may be ahead of its attachment. The attachment always drains its links, whatever its device
 /// does, so this only bounds what a peer that sends without being asked can make us hold.
 pub(crate) const EVENT_QUEUE: usize = 32;
-
-/// Close code: the configuration has another session, or is still giving one up.
-pub(crate) const IN_USE: u16 = 4409;
 
 /// What a link reports.
 #[derive(Debug)]
@@ -23,7 +20,7 @@ pub(crate) enum LinkEvent {
     Data(Bytes),
     /// One text message of a `v=1` link.
     Text(String),
-    /// Nothing but a sign of life: the answer to a ping.
+    /// Nothing but a sign of life: some bytes came, be they a pong or a part of a message.
     Alive,
     /// The last event. A link whose event channel closes without it counts as lost.
     Closed(Closing),
@@ -57,8 +54,17 @@ pub(crate) struct Link {
     /// To the peer. Unbounded because the session bounds it: requests carry no payload to a read-only image, and what
     /// is in flight is limited.
     pub(crate) commands: mpsc::UnboundedSender<LinkCommand>,
-    /// Where the peer is, for people: `127.0.0.1:4711`, `standard input`.
-    pub(crate) peer: String,
-    /// Who the peer is: `local`, or empty where nobody asked (standard input).
+    /// Who is at its other end.
+    pub(crate) peer: Peer,
+}
+
+/// Who is at the other end of a link.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// `local`, or empty where nobody asked (standard input).
     pub(crate) user: String,
+    /// Where that is, for people: `127.0.0.1:4711`, `standard input`.
+    pub(crate) from: String,
+    /// The session's ID that a `v=1` link carries in its address.
+    pub(crate) session: Option<String>,
 }

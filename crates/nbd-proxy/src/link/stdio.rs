@@ -13,7 +13,7 @@ use rustix::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Closing, EVENT_QUEUE, Link, LinkCommand, LinkEvent, LinkKind};
+use super::{Closing, EVENT_QUEUE, Link, LinkCommand, LinkEvent, LinkKind, Peer};
 
 /// What the pipe that we read from is to hold, in bytes: a whole burst of replies, so that whoever writes to it does
 /// not have to wait. Also the most that a process without privileges may ask for by default.
@@ -66,8 +66,10 @@ pub(crate) fn open() -> io::Result<(Link, Ends)> {
         kind: LinkKind::Plain,
         events: inbox,
         commands: outbox,
-        peer: "standard input".into(),
-        user: String::new(),
+        peer: Peer {
+            from: "standard input".into(),
+            ..Peer::default()
+        },
     };
     Ok((link, Ends { events, written }))
 }

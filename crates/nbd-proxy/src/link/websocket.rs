@@ -4,7 +4,12 @@ use std::{
     collections::VecDeque,
     fmt,
     future::poll_fn,
+    io::{self, IoSlice},
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -13,19 +18,19 @@ use bytes::Bytes;
 use futures_core::Stream as _;
 use futures_sink::Sink as _;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::mpsc,
     task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_websockets::{CloseCode, Error, Limits, Message, ServerBuilder, WebSocketStream};
 
-use super::{Closing, EVENT_QUEUE, Link, LinkCommand, LinkEvent, LinkKind};
+use super::{Closing, EVENT_QUEUE, Link, LinkCommand, LinkEvent, LinkKind, Peer};
 
-/// How often we ping: a hidden page's timers sleep, its WebSocket answers all the same.
+/// How often we ping at least: a hidden page's timers sleep, its WebSocket answers all the same.
 const PING: Duration = Duration::from_secs(5);
-/// How long the peer of a plain link may be silent before the link counts as lost. Of a `v=1` link the session decides.
-const SILENCE: Duration = Duration::from_secs(15);
+/// How often we look whether bytes came of a message that is not complete.
+const TICK: Duration = Duration::from_secs(1);
 /// How long a close frame may wait to be sent and answered.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a message may carry beside one request's data: reply headers, and what the peer put together.
@@ -199,23 +204,98 @@ fn shortened(reason: &str) -> &str {
     &reason[..end]
 }
 
+/// A connection that counts what comes. The parts of a long message on a slow line are signs of life.
+pub(crate) struct Counted<S> {
+    stream: S,
+    received: Arc<AtomicU64>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let count = buffer.filled().len() - before;
+        self.received.fetch_add(count as u64, Ordering::Relaxed);
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, data)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, data)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+/// A server's end of a WebSocket, and how many bytes have come on it.
+pub(crate) struct Accepted<S> {
+    socket: Socket<Counted<S>>,
+    received: Arc<AtomicU64>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Accepted<S> {
+    /// Closes it without having made a link of it.
+    pub(crate) async fn close(self, code: u16, reason: &str) {
+        self.socket.close(code, reason).await;
+    }
+}
+
 /// The server's end of a WebSocket whose handshake is done. A message may carry the answer to the longest request that
 /// we make, and little more: else the peer would choose how much memory we take.
-pub(crate) fn accept<S: AsyncRead + AsyncWrite + Unpin>(stream: S, max_request: u32) -> Socket<S> {
+pub(crate) fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    max_request: u32,
+) -> Accepted<S> {
     let limit = usize::try_from(max_request)
         .unwrap_or(usize::MAX)
         .saturating_add(MESSAGE_SLACK)
         .max(MESSAGE_FLOOR);
     let limits = Limits::default().max_payload_len(Some(limit));
-    Socket::new(ServerBuilder::new().limits(limits).serve(stream))
+    let received = Arc::new(AtomicU64::new(0));
+    let stream = Counted {
+        stream,
+        received: Arc::clone(&received),
+    };
+    Accepted {
+        socket: Socket::new(ServerBuilder::new().limits(limits).serve(stream)),
+        received,
+    }
 }
 
-/// Makes a link of a socket, kept by a task of its own, which ends with the connection.
+/// Makes a link of a socket, kept by a task of its own, which ends with the connection. A plain link whose peer is
+/// silent for as long as `silence` is lost; of a `v=1` link the session decides.
 pub(crate) fn link<S>(
-    socket: Socket<S>,
+    Accepted { socket, received }: Accepted<S>,
     kind: LinkKind,
-    peer: String,
-    user: String,
+    peer: Peer,
+    silence: Duration,
 ) -> (Link, JoinHandle<()>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -227,6 +307,9 @@ where
         kind,
         events: event_sender,
         commands: command_receiver,
+        silence,
+        received,
+        counted: 0,
         heard: Instant::now(),
     };
     (
@@ -235,7 +318,6 @@ where
             events,
             commands,
             peer,
-            user,
         },
         tokio::spawn(keeper.run()),
     )
@@ -248,10 +330,15 @@ struct Farewell {
 }
 
 struct Keeper<S> {
-    socket: Socket<S>,
+    socket: Socket<Counted<S>>,
     kind: LinkKind,
     events: mpsc::Sender<LinkEvent>,
     commands: mpsc::UnboundedReceiver<LinkCommand>,
+    silence: Duration,
+    /// Bytes that came.
+    received: Arc<AtomicU64>,
+    /// As many as had come when we looked last.
+    counted: u64,
     heard: Instant,
 }
 
@@ -268,14 +355,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Keeper<S> {
 
     /// Moves messages until the link ends; then says how it ended for the session, and what is to be said to the peer.
     async fn keep(&mut self) -> (Closing, Option<Farewell>) {
-        let mut pings = interval(PING);
+        let mut pings = interval(PING.min(self.silence / 3));
+        let mut ticks = interval(TICK.min(self.silence / 3));
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 step = self.socket.step() => match step {
                     Step::Sent => {}
                     Step::Received(message) => {
-                        self.heard = Instant::now();
                         if let Err(farewell) = self.deliver(message).await {
                             return (Closing::Lost(farewell.reason.clone()), Some(farewell));
                         }
@@ -287,13 +375,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Keeper<S> {
                         return (Closing::Clean, Some(farewell));
                     }
                 }
-                _ = pings.tick() => {
-                    if self.kind == LinkKind::Plain && self.heard.elapsed() >= SILENCE {
-                        return (Closing::Lost(format!("nothing was heard for {} s", SILENCE.as_secs())), None);
+                _ = pings.tick() => self.socket.push(Message::ping(Bytes::new())),
+                _ = ticks.tick() => {
+                    self.listen().await;
+                    if self.kind == LinkKind::Plain && self.heard.elapsed() >= self.silence {
+                        let cause = format!("silent for {} s", self.silence.as_secs());
+                        return (Closing::Lost(cause), None);
                     }
-                    self.socket.push(Message::ping(Bytes::new()));
                 }
             }
+        }
+    }
+
+    /// Notes whether any bytes came since we looked last.
+    async fn listen(&mut self) {
+        let received = self.received.load(Ordering::Relaxed);
+        if received != self.counted {
+            self.counted = received;
+            self.heard = Instant::now();
+            let _ = self.events.send(LinkEvent::Alive).await;
         }
     }
 
@@ -307,7 +407,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Keeper<S> {
             }
             LinkEvent::Text(text.to_owned())
         } else {
-            LinkEvent::Alive
+            // A ping or pong: its bytes are counted.
+            return Ok(());
         };
         // Fails when the attachment has dropped the link; then `commands` ends as well.
         let _ = self.events.send(event).await;
@@ -354,7 +455,7 @@ mod tests {
     #[tokio::test]
     async fn who_sends_pings_and_reads_no_answers_is_not_read_from_until_they_do() {
         let (server, mut client) = duplex(4096);
-        let mut socket = accept(server, 0);
+        let mut socket = accept(server, 0).socket;
         let ping = frame(0x89, &[0; 125]);
         let mut sent = 0;
         loop {
@@ -382,8 +483,8 @@ mod tests {
             let (_link, keeper) = link(
                 accept(server, 0),
                 LinkKind::V1,
-                String::new(),
-                String::new(),
+                Peer::default(),
+                Duration::from_secs(15),
             );
             client.write_all(&sent).await.unwrap();
             let mut received = Vec::new();

@@ -4,6 +4,7 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use hyper::{Method, Response, StatusCode, body::Incoming, header};
+use nbd_session::KeepState;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -61,6 +62,8 @@ pub(crate) struct SessionView {
     pub(crate) requests: u64,
     /// While held: seconds until the session is given up.
     pub(crate) seconds_left: Option<u64>,
+    /// How far the copy of the image is that is kept here; None where none is wanted.
+    pub(crate) keep: Option<KeepState>,
 }
 
 /// An image, as its page announced it.
@@ -125,12 +128,13 @@ impl SessionView {
             device: status.device.clone(),
             size: status.size,
             read_only: status.read_only,
-            user: status.user.clone(),
-            from: status.from.clone(),
+            user: status.peer.user.clone(),
+            from: status.peer.from.clone(),
             since: milliseconds(status.since),
             bytes_read: status.bytes_read,
             requests: status.requests,
             seconds_left,
+            keep: status.keep.clone(),
         })
     }
 }

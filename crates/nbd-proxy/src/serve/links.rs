@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     attachment::Limits,
-    link::{LinkCommand, LinkKind, websocket},
+    link::{LinkCommand, LinkKind, Peer, websocket},
     report,
 };
 
@@ -54,6 +54,8 @@ struct Admission {
     slot: Arc<Slot>,
     /// The ID of a `v=1` link.
     session: Option<String>,
+    /// Whether it may take over from a link that lives.
+    takeover: bool,
     user: String,
 }
 
@@ -171,10 +173,12 @@ fn enter(
 
 fn admit(server: &Server, user: String, uri: &Uri) -> Result<Admission, Refusal> {
     let slot = Arc::clone(find_slot(server, uri.path())?);
-    let session = session_of(uri.query().unwrap_or_default())?;
+    let query = uri.query().unwrap_or_default();
+    let session = session_of(query)?;
     Ok(Admission {
         slot,
         session,
+        takeover: path::parameter(query, "takeover").as_deref() == Some("1"),
         user,
     })
 }
@@ -237,6 +241,7 @@ async fn keep(
     let Admission {
         slot,
         session,
+        takeover,
         user,
     } = match admission {
         Ok(admission) => admission,
@@ -254,10 +259,15 @@ async fn keep(
     } else {
         LinkKind::Plain
     };
-    let (link, keeper) =
-        websocket::link(websocket::accept(connection, max_request), kind, from, user);
+    let socket = websocket::accept(connection, max_request);
+    let peer = Peer {
+        user,
+        from,
+        session,
+    };
+    let (link, keeper) = websocket::link(socket, kind, peer, slot.configuration().silence);
     let commands = link.commands.clone();
-    if let Err(Refusal { code, reason }) = server.registry.offer(&slot, session, link).await {
+    if let Err(Refusal { code, reason }) = server.registry.offer(&slot, takeover, link).await {
         server.metrics.refused(code);
         if code == refusal::FAILED {
             // Not the client's fault, so whoever looks after this machine wants to know; whole, for a close frame cuts.

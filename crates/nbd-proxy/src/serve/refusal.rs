@@ -2,10 +2,10 @@
 
 use std::fmt::Display;
 
-use nbd_session::ImageInfo;
+use crate::{attachment::Status, claim::ClaimError, device::DeviceError, link, units};
 
-use super::registry::Occupant;
-use crate::{attachment::Status, claim::ClaimError, device::DeviceError};
+/// The most characters of an image's name that are told.
+const NAME_LENGTH: usize = 32;
 
 /// Close code: this machine can't.
 pub(super) const FAILED: u16 = 4500;
@@ -46,15 +46,27 @@ impl Refusal {
         Self::new(4404, reason)
     }
 
-    /// Somebody else's session is attached.
-    pub(super) fn in_use(occupant: &Occupant, image: Option<&ImageInfo>) -> Self {
-        let Occupant { user, from, .. } = occupant;
-        let image = image
-            .map(|image| format!(" with {}", image.name))
-            .unwrap_or_default();
+    /// Another session is attached. Tells who is there, from where, with what, and since when.
+    pub(super) fn in_use(status: &Status, same_user: bool) -> Self {
+        let peer = &status.peer;
+        let image = status.image.as_ref().map(|image| {
+            let name: String = image.name.chars().take(NAME_LENGTH).collect();
+            format!(" with {name}")
+        });
+        let since = units::duration(status.since.elapsed().unwrap_or_default());
+        let remedy = if same_user {
+            "eject that, or take it over"
+        } else {
+            "eject that first"
+        };
         Self::new(
-            4409,
-            format!("in use by {user} from {from}{image}; eject that first"),
+            link::IN_USE,
+            format!(
+                "in use by {} from {}{}, for {since}; {remedy}",
+                peer.user,
+                peer.from,
+                image.unwrap_or_default()
+            ),
         )
     }
 
@@ -62,7 +74,7 @@ impl Refusal {
     pub(super) fn draining(status: &Status) -> Self {
         let device = status.device.as_deref().unwrap_or("the device");
         Self::new(
-            4409,
+            link::IN_USE,
             match status.draining_for.join(", ") {
                 users if users.is_empty() => {
                     format!("draining: {device} is being detached; try again in a moment")
@@ -94,7 +106,7 @@ impl From<ClaimError> for Refusal {
     fn from(error: ClaimError) -> Self {
         match error {
             ClaimError::Busy { .. } | ClaimError::Leftover(DeviceError::InUse { .. }) => {
-                Self::new(4409, error.to_string())
+                Self::new(link::IN_USE, error.to_string())
             }
             _ => Self::failed(&error),
         }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use nbd_session::EndReason;
+use nbd_session::{EndReason, KeepState};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -24,7 +24,7 @@ use crate::{
     attachment::{Attachment, EjectError, Ejected, Outcome, Phase, Settings, Status},
     claim::Claim,
     config::{Config, Configuration},
-    link::Link,
+    link::{Link, Peer},
 };
 
 /// How often a change of nothing but counters is told.
@@ -107,11 +107,11 @@ impl Registry {
         }
     }
 
-    /// Gives `link` to the slot's session, or begins one. `session` is the ID that a `v=1` link carries.
+    /// Gives `link` to the slot's session, or begins one. `takeover`: also where another link of the same user lives.
     pub(super) async fn offer(
         &self,
         slot: &Arc<Slot>,
-        session: Option<String>,
+        takeover: bool,
         link: Link,
     ) -> Result<(), Refusal> {
         // Whoever waits here finds what the link before it made of the slot.
@@ -120,8 +120,8 @@ impl Registry {
             return Err(Refusal::stopping());
         }
         match slot.live_occupant().await {
-            Some(occupant) => slot.join(&occupant, session, link),
-            None => slot.begin(session, link).await,
+            Some(occupant) => slot.join(&occupant, takeover, link),
+            None => slot.begin(link).await,
         }
     }
 }
@@ -133,16 +133,23 @@ struct Occupancy {
     past: Totals,
 }
 
-/// The session in a slot. Its status names user and peer as well, but only once its task has seen its first link.
+/// The session in a slot.
 #[derive(Clone)]
-pub(super) struct Occupant {
+struct Occupant {
     attachment: Attachment,
     /// Who began it.
-    pub(super) user: String,
-    /// From where its newest link comes.
-    pub(super) from: String,
-    /// The ID that its newest link carried; None for a plain one.
-    session: Option<String>,
+    first: Peer,
+}
+
+impl Occupant {
+    /// Its status, which names its peer from the first moment on, not only once its task has seen the first link.
+    fn status(&self) -> Status {
+        let mut status = self.attachment.status().borrow().clone();
+        if status.peer == Peer::default() {
+            status.peer = self.first.clone();
+        }
+        status
+    }
 }
 
 /// Sums over the sessions that are over.
@@ -265,46 +272,35 @@ impl Slot {
     }
 
     /// The rules of the contract's "Links".
-    fn join(
-        &self,
-        occupant: &Occupant,
-        session: Option<String>,
-        link: Link,
-    ) -> Result<(), Refusal> {
-        let status = occupant.attachment.status().borrow().clone();
-        let same_session = session.is_some() && session == occupant.session;
+    fn join(&self, occupant: &Occupant, takeover: bool, link: Link) -> Result<(), Refusal> {
+        let status = occupant.status();
+        let same_user = status.peer.user == link.peer.user;
+        let same_session = link.peer.session.is_some() && status.peer.session == link.peer.session;
         match status.phase {
             Phase::Draining | Phase::Ended => return Err(Refusal::draining(&status)),
-            Phase::Held { .. } if occupant.user == link.user => {}
-            Phase::Attaching | Phase::Attached if same_session && occupant.user == link.user => {}
-            Phase::Attaching | Phase::Attached | Phase::Held { .. } => {
-                return Err(Refusal::in_use(occupant, status.image.as_ref()));
-            }
+            _ if !same_user => return Err(Refusal::in_use(&status, same_user)),
+            _ if same_session => occupant.attachment.link(link),
+            // Another link may be on its way to resume it: that one is not to fail because of this one.
+            Phase::Held { .. } => occupant.attachment.challenge(link),
+            _ if status.alone => occupant.attachment.challenge(link),
+            _ if takeover && status.image.is_some() => occupant.attachment.challenge(link),
+            _ => return Err(Refusal::in_use(&status, same_user)),
         }
-        let from = link.peer.clone();
-        occupant.attachment.link(link);
-        self.occupancy.send_modify(|occupancy| {
-            if let Some(occupant) = &mut occupancy.occupant {
-                (occupant.session, occupant.from) = (session, from);
-            }
-        });
         Ok(())
     }
 
-    async fn begin(self: &Arc<Self>, session: Option<String>, link: Link) -> Result<(), Refusal> {
+    async fn begin(self: &Arc<Self>, link: Link) -> Result<(), Refusal> {
         let configuration = self.configuration();
         let claim = Claim::acquire(configuration, &self.runtime_dir).await?;
         let settings = Settings::for_serve(&self.config, configuration, self.runtime_dir.clone());
-        let id = match &session {
+        let id = match &link.peer.session {
             Some(id) => id.clone(),
             None => auth::random_hex::<16>().map_err(|error| Refusal::failed(&error))?,
         };
         let attachment = Attachment::start(settings, claim, id);
         let occupant = Occupant {
             attachment: attachment.clone(),
-            user: link.user.clone(),
-            from: link.peer.clone(),
-            session,
+            first: link.peer.clone(),
         };
         attachment.link(link);
         self.occupancy
@@ -374,6 +370,11 @@ fn same_but_counters(one: &ConfigurationView, other: &ConfigurationView) -> bool
             bytes_read: 0,
             requests: 0,
             seconds_left: None,
+            keep: session.keep.map(|keep| KeepState {
+                bytes: 0,
+                seconds_left: None,
+                ..keep
+            }),
             ..session
         })
     };

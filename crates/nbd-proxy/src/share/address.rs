@@ -67,11 +67,13 @@ impl Address {
         })
     }
 
-    /// The address of the link to a configuration, percent-encoded, with a session's ID.
-    pub(super) fn link(&self, configuration: &str, session: &str) -> String {
+    /// The address of the link to a configuration, percent-encoded, with a session's ID. `takeover`: whether it is to
+    /// take over from one that lives.
+    pub(super) fn link(&self, configuration: &str, session: &str, takeover: bool) -> String {
         let scheme = if self.tls { "wss" } else { "ws" };
+        let takeover = if takeover { "&takeover=1" } else { "" };
         format!(
-            "{scheme}://{}{}/nbd/{configuration}?session={session}&v=1",
+            "{scheme}://{}{}/nbd/{configuration}?session={session}&v=1{takeover}",
             self.authority, self.prefix
         )
     }
@@ -106,8 +108,8 @@ mod tests {
         );
         assert_eq!(address.token.as_deref(), Some("abc"));
         assert_eq!(
-            address.link("a%20b", "id"),
-            "ws://127.0.0.1:8000/nbd/a%20b?session=id&v=1"
+            address.link("a%20b", "id", true),
+            "ws://127.0.0.1:8000/nbd/a%20b?session=id&v=1&takeover=1"
         );
     }
 
@@ -123,7 +125,7 @@ mod tests {
             ("/lab/disks", Some("0"))
         );
         assert_eq!(
-            address.link("0", "id"),
+            address.link("0", "id", false),
             "wss://[::1]/lab/disks/nbd/0?session=id&v=1"
         );
     }

@@ -31,8 +31,8 @@ use crate::{
     },
 };
 
-/// How long it may take until the WebSocket is open.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long it may take until the WebSocket is open, at most.
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// The longest answer of the API that we read, bytes.
 const ANSWER_LIMIT: usize = 1 << 20;
 /// The longest message that we take, bytes: a server sends requests and short texts.
@@ -45,23 +45,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 /// The WebSocket of a `v=1` link.
 pub(super) type Connection = Socket<Box<dyn Stream>>;
 
-/// Opens a link for a session.
-pub(super) async fn open(address: &Address, session: &str) -> anyhow::Result<Connection> {
-    timeout(PATIENCE, async {
+/// Opens a link for a session within `patience`. An address that names no configuration names one from then on.
+pub(super) async fn open(
+    address: &mut Address,
+    session: &str,
+    takeover: bool,
+    patience: Duration,
+) -> anyhow::Result<Connection> {
+    let authority = address.authority.clone();
+    timeout(patience, async {
         let configuration = match &address.configuration {
             Some(name) => name.clone(),
             None => default_configuration(address).await?,
         };
-        open_link(address, &address.link(&configuration, session)).await
+        let link = address.link(&configuration, session, takeover);
+        address.configuration = Some(configuration);
+        open_link(address, &link).await
     })
     .await
-    .with_context(|| {
-        format!(
-            "{} didn't answer within {} s",
-            address.authority,
-            PATIENCE.as_secs()
-        )
-    })?
+    .with_context(|| format!("{authority} didn't answer within {} s", patience.as_secs()))?
 }
 
 async fn open_link(address: &Address, link: &str) -> anyhow::Result<Connection> {

@@ -7,7 +7,10 @@ use nbd::{
     Command, Failure, Reply,
     server::{Handshake, HandshakeEvent, HandshakeLimits, Incoming, ReplyTo, Transmission},
 };
-use nbd_session::control::{PageMessage, ServerMessage};
+use nbd_session::{
+    DevicePhase,
+    control::{PageMessage, ServerMessage},
+};
 use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval},
@@ -31,9 +34,30 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// How long the server has to end the session once we said goodbye; it still reads while its stop hook runs.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// How often we look at the clock.
-const TICK: Duration = Duration::from_millis(250);
+pub(super) const TICK: Duration = Duration::from_millis(250);
+/// Close codes after which there is no coming back: closed in order, a malformed address, an image that can't be
+/// attached, and refusals (docs/protocol.md, "Close codes").
+const FINAL: [u16; 10] = [1000, 1005, 1008, 4400, 4401, 4404, 4409, 4410, 4412, 4500];
 
 /// How a link ended.
+pub(super) enum Ending {
+    /// For good.
+    Finished(Finished),
+    /// The session may go on.
+    Lost(Loss),
+}
+
+/// What is known of a session whose link was lost.
+pub(super) struct Loss {
+    /// What happened, for people.
+    pub(super) cause: String,
+    /// How long the server holds the session; zero where it never said so.
+    pub(super) hold: Duration,
+    /// Whether this link ever served the session.
+    pub(super) served: bool,
+}
+
+/// How sharing ended.
 pub(super) struct Finished {
     /// As it should.
     pub(super) in_order: bool,
@@ -54,32 +78,18 @@ struct Answer {
 }
 
 /// Why we close the link.
-struct Farewell {
-    code: u16,
-    finished: Finished,
+enum Farewell {
+    /// The server broke this rule.
+    Violation(String),
+    /// We were told to stop.
+    Goodbye,
+    /// The server is silent.
+    Silence,
 }
 
 impl Farewell {
     fn violation(rule: impl std::fmt::Display) -> Self {
-        let sentence = format!("the server broke a rule: {rule}");
-        Self {
-            code: 1002,
-            finished: Finished {
-                in_order: false,
-                sentence,
-            },
-        }
-    }
-
-    fn goodbye() -> Self {
-        let sentence = "stopped".to_owned();
-        Self {
-            code: 1000,
-            finished: Finished {
-                in_order: true,
-                sentence,
-            },
-        }
+        Self::Violation(rule.to_string())
     }
 }
 
@@ -96,6 +106,10 @@ pub(super) struct Exchange<'a> {
     heard: Instant,
     /// Set once we said goodbye, or were told so.
     leave_at: Option<Instant>,
+    /// What the server said of how long it holds the session.
+    hold: Duration,
+    /// Whether the server took this link as the session's.
+    served: bool,
     /// What the server said at the end.
     ended: Option<(String, String)>,
 }
@@ -114,20 +128,49 @@ impl<'a> Exchange<'a> {
             complaint: String::new(),
             heard: Instant::now(),
             leave_at: None,
+            hold: Duration::ZERO,
+            served: false,
             ended: None,
         }
     }
 
     /// Serves until the link ends.
-    pub(super) async fn run(mut self, signals: &mut Signals) -> Finished {
+    pub(super) async fn run(mut self, signals: &mut Signals) -> Ending {
         self.say(&PageMessage::Image(self.image.info().clone()));
         match self.serve(signals).await {
-            Ok(end) => self.finished(end),
-            Err(Farewell { code, finished }) => {
-                self.socket.close(code, &finished.sentence).await;
-                finished
+            Ok(end) => self.ending(end),
+            Err(Farewell::Violation(rule)) => {
+                let sentence = format!("the server broke a rule: {rule}");
+                self.socket.close(1002, &sentence).await;
+                Ending::Finished(Finished {
+                    in_order: false,
+                    sentence,
+                })
+            }
+            Err(Farewell::Goodbye) => {
+                let sentence = "stopped".to_owned();
+                self.socket.close(1000, &sentence).await;
+                Ending::Finished(Finished {
+                    in_order: true,
+                    sentence,
+                })
+            }
+            Err(Farewell::Silence) => {
+                let seconds = SILENCE.as_secs();
+                let ending = self.lost(&format!("the server said nothing for {seconds} s"));
+                // Whether that is ever heard is nothing to wait for.
+                tokio::spawn(self.socket.close(4408, "the server is silent"));
+                ending
             }
         }
+    }
+
+    fn lost(&self, cause: &str) -> Ending {
+        Ending::Lost(Loss {
+            cause: format!("the link is lost: {cause}"),
+            hold: self.hold,
+            served: self.served,
+        })
     }
 
     async fn serve(&mut self, signals: &mut Signals) -> Result<End, Farewell> {
@@ -156,7 +199,7 @@ impl<'a> Exchange<'a> {
     /// The first time a signal comes, the server is asked to end the session; the second time we just go.
     fn say_goodbye(&mut self) -> Result<(), Farewell> {
         if self.leave_at.is_some() {
-            return Err(Farewell::goodbye());
+            return Err(Farewell::Goodbye);
         }
         self.say(&PageMessage::Bye);
         self.leave_at = Some(Instant::now() + GOODBYE);
@@ -166,20 +209,10 @@ impl<'a> Exchange<'a> {
     fn look_at_the_clock(&mut self) -> Result<(), Farewell> {
         self.progress.tick();
         if self.leave_at.is_some_and(|time| Instant::now() >= time) {
-            return Err(Farewell::goodbye());
+            return Err(Farewell::Goodbye);
         }
         if self.heard.elapsed() >= SILENCE {
-            let sentence = format!(
-                "the link is lost: the server said nothing for {} s",
-                SILENCE.as_secs()
-            );
-            return Err(Farewell {
-                code: 4408,
-                finished: Finished {
-                    in_order: false,
-                    sentence,
-                },
-            });
+            return Err(Farewell::Silence);
         }
         Ok(())
     }
@@ -188,7 +221,11 @@ impl<'a> Exchange<'a> {
         self.heard = Instant::now();
         if let Some(text) = message.as_text() {
             match ServerMessage::parse(text).map_err(Farewell::violation)? {
-                ServerMessage::State(state) => self.progress.set_device(&state),
+                ServerMessage::State(state) => {
+                    self.hold = Duration::from_secs(state.hold);
+                    self.served |= state.phase != DevicePhase::Held;
+                    self.progress.set_device(&state);
+                }
                 ServerMessage::End { reason, message } => self.ended = Some((reason, message)),
                 ServerMessage::Beat | ServerMessage::Unknown => {}
             }
@@ -298,24 +335,25 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn finished(&self, end: End) -> Finished {
+    fn ending(&self, end: End) -> Ending {
+        let finished = |in_order, sentence| Ending::Finished(Finished { in_order, sentence });
         if let Some((reason, message)) = &self.ended {
             let in_order = matches!(
                 reason.as_str(),
                 "bye" | "closed" | "ejected" | "disconnected" | "shutdown"
             );
-            return Finished {
-                in_order,
-                sentence: message.clone(),
-            };
+            return finished(in_order, message.clone());
         }
-        let in_order = matches!(end.code, 1000 | 1005) || self.leave_at.is_some();
-        let sentence = match end.code {
-            1006 => format!("the link is lost: {}", end.reason),
-            code if end.reason.is_empty() => format!("the server closed the link with code {code}"),
-            _ => end.reason,
+        let End { code, reason } = end;
+        let sentence = match reason.is_empty() {
+            true => format!("the server closed the link with code {code}"),
+            false => reason,
         };
-        Finished { in_order, sentence }
+        if self.leave_at.is_some() || FINAL.contains(&code) {
+            let in_order = self.leave_at.is_some() || matches!(code, 1000 | 1005 | 4412);
+            return finished(in_order, sentence);
+        }
+        self.lost(&sentence)
     }
 }
 

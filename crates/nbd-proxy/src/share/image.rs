@@ -78,6 +78,13 @@ impl Image {
         })
     }
 
+    /// Opens it anew, perhaps after days. None: it is another by now.
+    pub(super) fn reopen(&self) -> anyhow::Result<Option<Self>> {
+        let now = Self::open(&self.path, Some(self.info.name.clone()))?;
+        let same = now.version == self.version && now.info.size == self.info.size;
+        Ok(same.then_some(now))
+    }
+
     /// As it is announced.
     pub(super) fn info(&self) -> &ImageInfo {
         &self.info
@@ -256,6 +263,23 @@ mod tests {
         let failure = read(&image, 0, 512).unwrap_err();
         assert_eq!(failure.errno, Errno::EIO);
         assert!(failure.message.contains("changed"), "{failure}");
+    }
+
+    #[test]
+    fn what_is_opened_anew_is_the_same_or_none() {
+        let (_folder, path) = file(&[7; 4096]);
+        let image = Image::open(&path, Some("other".into())).unwrap();
+        let again = image.reopen().unwrap().unwrap();
+        assert_eq!(again.info(), image.info());
+        File::options()
+            .append(true)
+            .open(&path)
+            .unwrap()
+            .write_all(b"more")
+            .unwrap();
+        assert!(image.reopen().unwrap().is_none());
+        std::fs::remove_file(&path).unwrap();
+        assert!(image.reopen().is_err());
     }
 
     #[test]

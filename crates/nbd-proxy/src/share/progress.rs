@@ -64,6 +64,19 @@ impl Progress {
         });
     }
 
+    /// The link is lost, with what happened to it; it is being looked for for so long.
+    pub(super) fn set_lost(&mut self, cause: &str, left: Duration) {
+        self.set_state(format!("{cause}; {}", reconnecting(left)));
+    }
+
+    /// It is still being looked for.
+    pub(super) fn count_down(&mut self, left: Duration) {
+        if self.line.is_some() {
+            self.state = reconnecting(left);
+            self.show();
+        }
+    }
+
     fn set_state(&mut self, state: String) {
         if state == self.state {
             return;
@@ -118,6 +131,10 @@ impl Progress {
     pub(super) fn sum(&self) -> Sum {
         self.sum
     }
+}
+
+fn reconnecting(left: Duration) -> String {
+    format!("reconnecting, {} s left", left.as_secs())
 }
 
 /// Takes the line away, however it ends.

@@ -142,7 +142,9 @@ async fn another_session_is_refused_with_4409_while_a_link_lives() {
         let (code, reason) = Page::open(&server, path).await.closed().await;
         assert_eq!(code, 4409, "{path}");
         assert!(
-            reason.contains("local") && reason.contains("first.iso"),
+            ["local from 127.0.0.1:", "first.iso", " s;", "take it over"]
+                .iter()
+                .all(|words| reason.contains(words)),
             "{reason}"
         );
     }
@@ -203,6 +205,94 @@ async fn a_held_session_takes_the_same_image_under_another_id_and_refuses_anothe
             .any(|text| text["type"] == "state" && text["resumed"] == true),
         "{ended:?}"
     );
+}
+
+#[tokio::test]
+async fn a_held_session_takes_a_plain_link_with_the_same_content_and_no_other() {
+    let server = Server::start();
+    let mut first = Page::open(&server, &link(ID)).await;
+    first.announce("a.iso", IMAGE).await;
+    let first = first.serve(IMAGE);
+    until("the device", || server.session()["state"] == "attached").await;
+    first.lose().await;
+    until("the hold", || server.session()["state"] == "held").await;
+    for other in [&[7; 5001][..], &[8; 5000]] {
+        let wrong = Page::open(&server, "/nbd/0").await.serve(other);
+        assert_eq!(wrong.ended().await.code, 4410);
+        assert_eq!(server.session()["state"], "held");
+    }
+    let plain = Page::open(&server, "/nbd/0").await.serve(IMAGE);
+    until("the resumed session", || {
+        server.session()["state"] == "attached"
+    })
+    .await;
+    plain.close().await;
+}
+
+/// The address of a link that may take over.
+fn takeover(id: &str) -> String {
+    format!("{}&takeover=1", link(id))
+}
+
+#[tokio::test]
+async fn a_session_is_taken_over_by_who_serves_the_same_image_and_by_nobody_else() {
+    let server = Server::start();
+    let mut first = Page::open(&server, &link(ID)).await;
+    first.announce("a.iso", IMAGE).await;
+    let first = first.serve(IMAGE);
+    until("the device", || server.session()["state"] == "attached").await;
+    let from = server.session()["from"].clone();
+
+    let mut wrong = Page::open(&server, &takeover(OTHER_ID)).await;
+    wrong.announce("b.iso", IMAGE).await;
+    assert_eq!(wrong.closed().await.0, 4410);
+    let mut wrong = Page::open(&server, &takeover(OTHER_ID)).await;
+    wrong.announce("a.iso", &[8; 5000]).await;
+    assert_eq!(wrong.serve(&[8; 5000]).ended().await.code, 4410);
+    let session = server.session();
+    assert_eq!(
+        (&session["state"], &session["from"]),
+        (&"attached".into(), &from)
+    );
+
+    let mut second = Page::open(&server, &takeover(OTHER_ID)).await;
+    second.announce("a.iso", IMAGE).await;
+    let second = second.serve(IMAGE);
+    assert_eq!(first.ended().await.code, 4412);
+    until("the new peer", || server.session()["from"] != from).await;
+    assert_eq!(server.session()["state"], "attached");
+    // It is the other one's session from now on.
+    let (code, _) = Page::open(&server, &link(ID)).await.closed().await;
+    assert_eq!(code, 4409);
+    let mut newer = Page::open(&server, &link(OTHER_ID)).await;
+    newer.announce("a.iso", IMAGE).await;
+    let newer = newer.serve(IMAGE);
+    assert_eq!(second.ended().await.code, 4412);
+    newer.close().await;
+}
+
+#[tokio::test]
+async fn a_link_whose_peer_is_silent_is_lost_and_its_ghost_locks_nobody_out() {
+    let server = Server::with("\"hold\": 60, \"silence\": 1", "");
+    let mut v1 = Page::open(&server, &link(ID)).await;
+    v1.announce("a.iso", IMAGE).await;
+    let v1 = v1.serve(IMAGE);
+    until("the device", || server.session()["state"] == "attached").await;
+    let ghost = v1.freeze().await;
+    until("the hold", || server.session()["state"] == "held").await;
+    let plain = Page::open(&server, "/nbd/0").await.serve(IMAGE);
+    until("the resumed session", || {
+        server.session()["state"] == "attached"
+    })
+    .await;
+    let second_ghost = plain.freeze().await;
+    until("the second hold", || server.session()["state"] == "held").await;
+    let mut back = Page::open(&server, &link(ID)).await;
+    back.announce("a.iso", IMAGE).await;
+    let back = back.serve(IMAGE);
+    until("the session", || server.session()["state"] == "attached").await;
+    back.close().await;
+    drop((ghost, second_ghost));
 }
 
 #[tokio::test]

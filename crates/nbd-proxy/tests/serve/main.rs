@@ -6,6 +6,7 @@ mod disk;
 mod events;
 mod harness;
 mod http;
+mod keep;
 mod killed;
 mod links;
 mod page;

@@ -134,8 +134,10 @@ impl Page {
 
 /// How a page is to leave.
 enum Leave {
+    Bye,
     Clean,
     Lost,
+    Frozen,
 }
 
 /// A page that serves.
@@ -151,6 +153,18 @@ pub(crate) struct Ended {
     pub(crate) code: u16,
     /// The server's text messages.
     pub(crate) texts: Vec<Value>,
+    /// The connection, if it was left open.
+    frozen: Option<WebSocketStream<TcpStream>>,
+}
+
+impl Ended {
+    fn new(code: u16, texts: Vec<Value>) -> Self {
+        Self {
+            code,
+            texts,
+            frozen: None,
+        }
+    }
 }
 
 impl Serving {
@@ -168,6 +182,26 @@ impl Serving {
     /// Closes with 1000.
     pub(crate) async fn close(self) -> Ended {
         let _ = self.stop.send(Leave::Clean);
+        timeout(PATIENCE, self.task)
+            .await
+            .expect("the link ends")
+            .unwrap()
+    }
+
+    /// Says and answers nothing any more; the connection stays as long as what this gives.
+    pub(crate) async fn freeze(self) -> WebSocketStream<TcpStream> {
+        let _ = self.stop.send(Leave::Frozen);
+        timeout(PATIENCE, self.task)
+            .await
+            .expect("the link freezes")
+            .unwrap()
+            .frozen
+            .unwrap()
+    }
+
+    /// Says `bye` once the server has told it that it serves a session of before, and waits for the server to close.
+    pub(crate) async fn say_bye(self) -> Ended {
+        let _ = self.stop.send(Leave::Bye);
         timeout(PATIENCE, self.task)
             .await
             .expect("the link ends")
@@ -199,7 +233,12 @@ async fn serve(
     let mut server = NbdServer::new(content);
     let mut texts = Vec::new();
     let mut leaving = false;
+    let mut owes_bye = false;
     loop {
+        if owes_bye && texts.iter().any(|text: &Value| text["resumed"] == true) {
+            owes_bye = false;
+            let _ = socket.send(Message::text(r#"{"type":"bye"}"#)).await;
+        }
         for part in server.output() {
             if socket.feed(Message::binary(part)).await.is_err() {
                 break;
@@ -211,7 +250,12 @@ async fn serve(
             leave = &mut stop, if !leaving => {
                 leaving = true;
                 match leave {
-                    Ok(Leave::Lost) => return Ended { code: 1006, texts },
+                    Ok(Leave::Lost) => return Ended::new(1006, texts),
+                    Ok(Leave::Frozen) => {
+                        let frozen = Some(socket);
+                        return Ended { frozen, ..Ended::new(1006, texts) };
+                    }
+                    Ok(Leave::Bye) => owes_bye = true,
                     Ok(Leave::Clean) => {
                         let _ = socket.send(Message::close(Some(tokio_websockets::CloseCode::NORMAL_CLOSURE), "")).await;
                     }
@@ -226,13 +270,10 @@ async fn serve(
                 if let Some(text) = message.as_text() {
                     texts.push(serde_json::from_str(text).unwrap());
                 } else if let Some((code, _)) = message.as_close() {
-                    return Ended {
-                        code: code.into(),
-                        texts,
-                    };
+                    return Ended::new(code.into(), texts);
                 }
             }
-            _ => return Ended { code: 1006, texts },
+            _ => return Ended::new(1006, texts),
         }
     }
 }

@@ -220,6 +220,28 @@ async fn a_page_that_is_not_held_takes_its_device_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn when_the_hold_has_passed_what_waits_fails_and_the_stop_hook_runs() {
+    let server = Arc::new(Server::with("\"hold\": 1", ""));
+    server.write_hook("echo $1 $NBD_PROXY_REASON >>calls");
+    let mut page = Page::open(&server, &link(ID)).await;
+    page.announce("a.iso", &image(1)).await;
+    let page = page.serve(&image(1));
+    blocking(&server, |server| server.wait_for_state("attached")).await;
+    let mut disk = blocking(&server, |server| Disk::connect(&server.device())).await;
+    page.lose().await;
+    blocking(&server, |server| server.wait_for_state("held")).await;
+    let reading = tokio::task::spawn_blocking(move || disk.read(0, 512));
+    assert_eq!(
+        reading.await.unwrap().unwrap_err().errno,
+        nbd::wire::Errno::EIO
+    );
+    blocking(&server, Server::wait_until_free).await;
+    let calls = std::fs::read_to_string(server.folder.path().join("calls")).unwrap();
+    assert_eq!(calls, "start attached\nstop hold-expired\n");
+    assert!(!server.device().exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_read_waits_while_the_session_is_held() {
     let server = Arc::new(Server::start());
     let mut first = Page::open(&server, &link(ID)).await;

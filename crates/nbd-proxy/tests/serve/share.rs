@@ -185,13 +185,42 @@ fn the_server_going_away_in_order_is_told() {
 }
 
 #[test]
-fn a_killed_server_is_a_lost_link_and_exits_with_1() {
+fn another_share_takes_over_when_told_to() {
     let server = Server::start();
+    server.image("a.iso", &content(5000));
+    let first = share(&server, "a.iso", &server.url());
+    server.wait_for_state("attached");
+    let path = server.folder.path().join("a.iso");
+    let arguments = ["share", path.to_str().unwrap(), &server.url()];
+    let refused = server.run(&arguments);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(refused.stderr.contains("in use by local"), "{refused:?}");
+    let second = Process::start(server.command(&[&arguments[..], &["--takeover"]].concat()));
+    let (status, stderr) = first.wait();
+    assert!(
+        status.success() && stderr.contains("taken over"),
+        "{stderr}"
+    );
+    assert!(Disk::connect(&server.device()).read_all()[..5000] == content(5000));
+    second.signal(rustix::process::Signal::INT);
+    assert!(second.wait().0.success());
+}
+
+#[test]
+fn a_killed_server_is_looked_for_until_the_hold_has_passed() {
+    let server = Server::with(r#""hold": 2"#, "");
     server.image("a.iso", &content(5000));
     let sharing = share(&server, "a.iso", &server.url());
     server.wait_for_state("attached");
     server.process.signal(rustix::process::Signal::KILL);
     let (status, stderr) = sharing.wait();
     assert_eq!(status.code(), Some(1));
-    assert!(stderr.contains("the link is lost"), "{stderr}");
+    for words in [
+        "the link is lost",
+        "reconnecting, ",
+        "gave up",
+        "can't connect",
+    ] {
+        assert!(stderr.contains(words), "{words}: {stderr}");
+    }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nbd::wire::Errno;
-use nbd::{Export, Reply};
+use nbd::{Export, Payload, Reply};
 
 use crate::reason::EndReason;
 
@@ -110,8 +110,41 @@ pub enum Output {
         /// Its answer; [`Reply::Data`] has exactly the bytes that were asked for.
         result: Result<Reply, Errno>,
     },
+    /// Something is to be done with the store of a kept copy. Answered by
+    /// [`Volume::handle_stored`](crate::Volume::handle_stored).
+    Store {
+        /// Which task; each has another number.
+        task: StoreId,
+        /// What is to be done, after all that was to be done before.
+        action: StoreAction,
+    },
     /// Something happened that concerns the device.
     Event(SessionEvent),
+}
+
+/// A task of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StoreId(pub(crate) u64);
+
+/// What a store is to do. Offsets are those of the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreAction {
+    /// Store these bytes; the answer's payload is empty.
+    Write {
+        /// In bytes.
+        offset: u64,
+        /// At most 32 MiB.
+        data: Payload,
+    },
+    /// Give these bytes, which were stored before.
+    Read {
+        /// In bytes.
+        offset: u64,
+        /// In bytes, at most 32 MiB.
+        length: u32,
+    },
+    /// See to it that nothing that was stored can fail to reach its place any more; the answer's payload is empty.
+    Sync,
 }
 
 /// What the device's owner must know.
@@ -127,7 +160,24 @@ pub enum SessionEvent {
         reason: String,
     },
     /// A new link serves the same image: waiting requests go on.
-    Resumed,
+    Resumed {
+        /// Which link.
+        link: LinkId,
+    },
+    /// A challenger has shown that it serves the same image, and serves the session from now on.
+    TakenOver {
+        /// Which link.
+        link: LinkId,
+    },
+    /// There is no link, and none is needed: the kept copy is whole.
+    Alone {
+        /// What happened to the link.
+        reason: String,
+    },
+    /// The kept copy is whole and verified: from now on no link is needed.
+    Whole,
+    /// The copy is given up, and its store is not needed any more: the image is streamed. With the reason.
+    KeepLost(String),
     /// The session is to end: run the stop hook, detach, then call `end`. Requests are served while the link lives.
     Ending(EndReason),
     /// The session has ended and every request is answered. Nothing but [`Output::Complete`] follows.

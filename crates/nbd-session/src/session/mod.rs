@@ -1,6 +1,7 @@
 //! One image, kept reachable: what a session is, what happens to it, and when.
 
 mod assembly;
+mod challenge;
 mod config;
 mod identity;
 mod link;
@@ -16,9 +17,11 @@ use bytes::Bytes;
 use nbd::wire::{CommandFlags, Errno};
 use nbd::{Command, Export, Reply};
 
-pub use config::{Closing, LinkId, LinkKind, Output, RequestId, SessionConfig, SessionEvent};
+pub use config::{
+    Closing, LinkId, LinkKind, Output, RequestId, SessionConfig, SessionEvent, StoreAction, StoreId,
+};
 
-use crate::control::{DevicePhase, DeviceState, ImageInfo, PageMessage, ServerMessage};
+use crate::control::{DevicePhase, DeviceState, ImageInfo, KeepState, PageMessage, ServerMessage};
 use crate::reason::{EndReason, Fault, close};
 use crate::volume::SECTOR;
 use identity::Identity;
@@ -50,6 +53,8 @@ pub struct Session {
     ending: Option<EndReason>,
     identity: Option<Identity>,
     link: Option<Link>,
+    /// A link that may take over from `link`.
+    challenger: Option<Link>,
     newest: LinkId,
     resumed: bool,
     /// How many writing commands were sent.
@@ -59,6 +64,9 @@ pub struct Session {
     seen: Seen,
     phase: DevicePhase,
     device: Option<String>,
+    keep: Option<KeepState>,
+    /// Somebody here has the whole image: links are welcome, but not needed.
+    independent: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -71,6 +79,8 @@ enum State {
     Served,
     /// No link serves it; perhaps one is on its way to.
     Held { until: Instant },
+    /// No link serves it, and none is needed.
+    Alone,
     /// It is over.
     Ended,
 }
@@ -84,6 +94,7 @@ impl Session {
             ending: None,
             identity: None,
             link: None,
+            challenger: None,
             newest: LinkId(0),
             resumed: false,
             writes: 0,
@@ -92,6 +103,8 @@ impl Session {
             seen: Seen::new(config.seed),
             phase: DevicePhase::Attaching,
             device: None,
+            keep: None,
+            independent: false,
             outputs: VecDeque::new(),
             config,
         }
@@ -100,8 +113,7 @@ impl Session {
     /// A new link exists. It supersedes the older one at once, and serves the session when its handshake is done and
     /// its image is the session's.
     pub fn open_link(&mut self, now: Instant, kind: LinkKind) -> LinkId {
-        self.newest = LinkId(self.newest.0 + 1);
-        let id = self.newest;
+        let id = self.next_link();
         if let Some(older) = self.link.take() {
             self.close(older.id, close::SUPERSEDED, "superseded by a newer link");
             self.requests.requeue();
@@ -110,9 +122,9 @@ impl Session {
             State::Ended => self.close(id, close::GOING_AWAY, "the session has ended"),
             State::Served => {
                 let until = now + self.config.hold.max(self.config.timeout);
-                self.hold(until, "superseded by a newer link".into());
+                self.wait(until, "superseded by a newer link".into());
             }
-            State::Opening | State::Held { .. } => {}
+            State::Opening | State::Held { .. } | State::Alone => {}
         }
         if self.state != State::Ended {
             self.link = Some(Link::new(id, kind, &self.config, now));
@@ -126,6 +138,9 @@ impl Session {
             return;
         };
         current.hear(now);
+        if self.is_challenger(link) {
+            return self.weigh_data(now, data);
+        }
         if let Err(fault) = self.receive(data) {
             self.fail_link(now, &fault);
         }
@@ -138,6 +153,9 @@ impl Session {
             return;
         };
         current.hear(now);
+        if self.is_challenger(link) {
+            return self.weigh_text(text);
+        }
         if let Err(fault) = self.receive_text(now, text) {
             self.fail_link(now, &fault);
         }
@@ -150,13 +168,20 @@ impl Session {
         }
     }
 
-    /// The link is gone. In order, it ends the session, if this link had ever served it.
+    /// The link is gone. In order, it ends the session, if this link had ever served it and is still needed.
     pub fn handle_closed(&mut self, now: Instant, link: LinkId, closing: Closing) {
         let Some(current) = self.current(link) else {
             return;
         };
         let served = current.is_trusted();
+        if self.is_challenger(link) {
+            self.challenger = None;
+            return;
+        }
         match closing {
+            Closing::Clean if self.independent => {
+                self.lose_link(now, "closed by the one who served the image", None);
+            }
             Closing::Clean if served || self.state == State::Opening => {
                 self.link = None;
                 let reason = self.ending.clone().unwrap_or(EndReason::Closed);
@@ -177,7 +202,7 @@ impl Session {
     ) {
         match self.state {
             State::Opening | State::Ended => self.complete(request, Err(Errno::EIO)),
-            State::Served | State::Held { .. } => {
+            State::Served | State::Held { .. } | State::Alone => {
                 self.requests.push(request, flags, command);
                 self.pump(now);
             }
@@ -192,11 +217,52 @@ impl Session {
         self.send_state(now);
     }
 
-    /// The session is to end: the stop hook runs. Requests are served while the link lives; without it they fail at
-    /// once, and [`SessionEvent::Ended`] may come before [`Self::end`] is called.
+    /// What the `state` message tells of a kept copy.
+    pub fn set_keep(&mut self, now: Instant, keep: Option<KeepState>) {
+        if self.keep != keep && self.state != State::Ended {
+            self.keep = keep;
+            self.send_state(now);
+        }
+    }
+
+    /// Whether somebody here has the whole image, which is read-only. Then requests are not submitted any more, and
+    /// a link that is lost or closed neither holds nor ends the session. Where that is over, a link is needed again.
+    pub fn set_independent(&mut self, now: Instant, independent: bool) {
+        self.independent = independent;
+        match self.state {
+            State::Held { until } if independent => {
+                self.wait(until, "it is not needed any more".into());
+                self.send_state(now);
+            }
+            State::Alone if !independent => {
+                self.state = State::Served;
+                self.miss_link(
+                    now,
+                    "the kept copy is lost, and nobody serves the image".into(),
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes back all unanswered requests, in order: their submitter answers them otherwise.
+    pub fn withdraw(&mut self) -> Vec<(RequestId, Command)> {
+        let requests = self.requests.take_all();
+        requests
+            .map(|request| (request.id, request.command))
+            .collect()
+    }
+
+    /// Whether a link serves the image just now.
+    pub fn is_served(&self) -> bool {
+        self.state == State::Served && self.link.as_ref().is_some_and(Link::is_serving)
+    }
+
+    /// The session is to end: the stop hook runs. Requests are served while the link lives, or is not needed; without
+    /// it they fail at once, and [`SessionEvent::Ended`] may come before [`Self::end`] is called.
     pub fn drain(&mut self, _now: Instant, reason: EndReason) {
         let reason = self.ending.get_or_insert(reason).clone();
-        if self.state != State::Served {
+        if self.state != State::Served && !self.independent {
             self.finish(reason);
         }
     }
@@ -212,11 +278,10 @@ impl Session {
             State::Held { until } => Some(until),
             _ => None,
         };
-        let link = self
-            .link
-            .as_ref()
-            .and_then(|link| link.next_timeout(&self.config));
-        held.into_iter().chain(link).min()
+        let links = [&self.link, &self.challenger].into_iter().flatten();
+        held.into_iter()
+            .chain(links.filter_map(|link| link.next_timeout(&self.config)))
+            .min()
     }
 
     /// The time that [`Self::poll_timeout`] gave has come. Calling it at any other time is harmless.
@@ -241,6 +306,7 @@ impl Session {
         {
             self.send_text(&ServerMessage::Beat);
         }
+        self.time_challenger(now);
         self.pump(now);
     }
 
@@ -276,9 +342,17 @@ impl Session {
         self.state == State::Ended
     }
 
-    /// The link, unless it is an older one that is forgotten.
+    fn next_link(&mut self) -> LinkId {
+        self.newest = LinkId(self.newest.0 + 1);
+        self.newest
+    }
+
+    /// The link, or the one that may take over, unless it is an older one that is forgotten.
     fn current(&mut self, id: LinkId) -> Option<&mut Link> {
-        self.link.as_mut().filter(|link| link.id == id)
+        [&mut self.link, &mut self.challenger]
+            .into_iter()
+            .flatten()
+            .find(|link| link.id == id)
     }
 
     fn receive_text(&mut self, now: Instant, text: &str) -> Result<(), Fault> {
@@ -286,12 +360,10 @@ impl Session {
             return Ok(());
         };
         if link.kind == LinkKind::Plain {
-            return Err(Fault::violation("a text message on a plain link"));
+            return Err(Fault::text_on_plain());
         }
         match PageMessage::parse(text).map_err(Fault::violation)? {
-            PageMessage::Image(_) if link.image.is_some() => {
-                Err(Fault::violation("a second `image` message"))
-            }
+            PageMessage::Image(_) if link.image.is_some() => Err(Fault::second_image()),
             PageMessage::Image(image) => {
                 if let Some(identity) = &self.identity {
                     identity.check_announced(&image, LinkKind::V1, self.writes > 0)?;
@@ -312,8 +384,9 @@ impl Session {
     fn say_farewell(&mut self, now: Instant) {
         match self.state {
             State::Opening => self.finish(EndReason::Bye),
-            State::Held { .. } => {
-                self.lose_link(now, "`bye` before it served the image", Some(close::NORMAL));
+            State::Held { .. } | State::Alone => {
+                let Fault { code, reason } = Fault::early_bye();
+                self.lose_link(now, &reason, Some(code));
             }
             State::Served if self.ending.is_none() => {
                 self.ending = Some(EndReason::Bye);
@@ -342,27 +415,44 @@ impl Session {
             self.close(link.id, code, cause);
         }
         self.requests.requeue();
+        self.miss_link(now, cause.into());
+    }
+
+    /// There is no link: the session ends, waits, or goes on.
+    fn miss_link(&mut self, now: Instant, cause: String) {
         match (self.state, self.ending.clone()) {
-            (State::Ended, _) => {}
+            (State::Ended | State::Alone, _) => {}
+            (State::Served, _) if self.independent => self.wait(now, cause),
             (_, Some(reason)) => self.finish(reason),
-            (State::Opening, _) => self.finish(EndReason::LinkLost(cause.into())),
-            _ if self.config.hold.is_zero() => self.finish(EndReason::LinkLost(cause.into())),
-            (State::Served, _) => self.hold(now + self.config.hold, cause.into()),
+            (State::Opening, _) => self.finish(EndReason::LinkLost(cause)),
+            _ if self.config.hold.is_zero() => self.finish(EndReason::LinkLost(cause)),
+            (State::Served, _) => self.wait(now + self.config.hold, cause),
             (State::Held { .. }, _) => {}
         }
     }
 
-    fn hold(&mut self, until: Instant, reason: String) {
-        self.state = State::Held { until };
-        self.outputs
-            .push_back(Output::Event(SessionEvent::Held { until, reason }));
+    /// Waits for a link until then, or for none where none is needed.
+    fn wait(&mut self, until: Instant, reason: String) {
+        let event = if self.independent {
+            self.state = State::Alone;
+            SessionEvent::Alone { reason }
+        } else {
+            self.state = State::Held { until };
+            SessionEvent::Held { until, reason }
+        };
+        self.outputs.push_back(Output::Event(event));
     }
 
     /// The link has shown that it serves the session's image.
     fn resume(&mut self, now: Instant) {
+        if let Some(link) = &self.link
+            && self.state != State::Served
+        {
+            let resumed = SessionEvent::Resumed { link: link.id };
+            self.outputs.push_back(Output::Event(resumed));
+        }
         self.state = State::Served;
         self.resumed = true;
-        self.outputs.push_back(Output::Event(SessionEvent::Resumed));
         self.send_state(now);
     }
 
@@ -391,6 +481,9 @@ impl Session {
             };
             self.send_bytes(link.id, goodbye);
             self.close(link.id, reason.close_code(), &reason.to_string());
+        }
+        if let Some(link) = self.challenger.take() {
+            self.close(link.id, close::GOING_AWAY, "the session has ended");
         }
         self.outputs
             .push_back(Output::Event(SessionEvent::Ended(reason)));
@@ -438,6 +531,8 @@ impl Session {
             read_only: self.export().is_none_or(Export::is_read_only),
             resumed: self.resumed,
             seconds_left,
+            hold: self.config.hold.as_secs(),
+            keep: self.keep.clone(),
         }));
     }
 

@@ -109,7 +109,7 @@ impl Session {
     }
 
     /// Whether the link is at `stage` and has nothing left to ask or wait for.
-    fn is_done_with(&self, stage: impl Fn(&Stage) -> bool) -> bool {
+    pub(super) fn is_done_with(&self, stage: impl Fn(&Stage) -> bool) -> bool {
         self.link
             .as_ref()
             .is_some_and(|link| stage(&link.stage) && link.agenda.is_empty() && link.is_idle())
@@ -129,7 +129,7 @@ impl Session {
             .or_else(|| self.next_request())
     }
 
-    fn next_of_agenda(&mut self) -> Option<(Job, CommandFlags, Command)> {
+    pub(super) fn next_of_agenda(&mut self) -> Option<(Job, CommandFlags, Command)> {
         let link = self.link.as_mut()?;
         let (flags, command) = loop {
             match link.agenda.front()? {
@@ -215,7 +215,7 @@ impl Session {
         }
     }
 
-    fn send(
+    pub(super) fn send(
         &mut self,
         now: Instant,
         job: Job,

@@ -2,12 +2,15 @@
 //!
 //! [`plan`] decides what the image is asked for each request of the device; its parts go to the session, and the
 //! answer is made of their answers. Coalescing, readahead and a cache have their place between the two: a part that
-//! is cached is answered instead of being submitted, and readahead is a part that no request waits for.
+//! is cached is answered instead of being submitted, and readahead is a part that no request waits for. So it is with
+//! the kept copy ([`keep`]): what it has, its store answers.
 
+mod copying;
 mod geometry;
+mod keep;
 mod plan;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -16,9 +19,10 @@ use nbd::{Command, Reply};
 
 pub use geometry::{Geometry, SECTOR};
 
-use crate::control::{DevicePhase, ImageInfo};
+use crate::control::{DevicePhase, ImageInfo, KeepState};
 use crate::reason::EndReason;
 use crate::session::{Closing, LinkId, LinkKind, Output, RequestId, Session, SessionEvent};
+use keep::Keep;
 use plan::{Limits, Plan, Shape, plan};
 
 /// A disk whose image a [`Session`] keeps reachable.
@@ -29,9 +33,11 @@ use plan::{Limits, Plan, Shape, plan};
 pub struct Volume {
     session: Session,
     geometry: Option<Geometry>,
-    tasks: HashMap<u64, Task>,
-    /// To which task a request to the session belongs, and its place there.
-    parts: HashMap<RequestId, (u64, usize)>,
+    tasks: BTreeMap<u64, Task>,
+    parts: HashMap<RequestId, Part>,
+    keep: Option<Keep>,
+    /// What was last told of the copy.
+    keep_state: Option<KeepState>,
     next_task: u64,
     next_part: u64,
     answers: VecDeque<Output>,
@@ -46,14 +52,26 @@ struct Task {
     waiting: usize,
 }
 
+/// What the image is asked for a task.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    task: u64,
+    /// Its place there.
+    place: usize,
+    /// Where it begins in the image, in bytes.
+    offset: u64,
+}
+
 impl Volume {
     /// A disk of the image that `session` will have.
     pub fn new(session: Session) -> Self {
         Self {
             session,
             geometry: None,
-            tasks: HashMap::new(),
+            tasks: BTreeMap::new(),
             parts: HashMap::new(),
+            keep: None,
+            keep_state: None,
             next_task: 0,
             next_part: 0,
             answers: VecDeque::new(),
@@ -65,9 +83,15 @@ impl Volume {
         self.session.open_link(now, kind)
     }
 
+    /// See [`Session::challenge`].
+    pub fn challenge(&mut self, now: Instant, kind: LinkKind) -> LinkId {
+        self.session.challenge(now, kind)
+    }
+
     /// See [`Session::handle_data`].
     pub fn handle_data(&mut self, now: Instant, link: LinkId, data: Bytes) {
         self.session.handle_data(now, link, data);
+        self.disturb_keep(now);
     }
 
     /// See [`Session::handle_text`].
@@ -121,14 +145,16 @@ impl Volume {
         self.session.end(now, reason);
     }
 
-    /// See [`Session::poll_timeout`].
+    /// When [`Self::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.session.poll_timeout()
+        let session = self.session.poll_timeout();
+        session.into_iter().chain(self.next_fetch()).min()
     }
 
-    /// See [`Session::handle_timeout`].
+    /// The time that [`Self::poll_timeout`] gave has come. Calling it at any other time is harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.session.handle_timeout(now);
+        self.fetch(now);
     }
 
     /// What is to be done next; to be called until it gives `None`.
@@ -138,7 +164,8 @@ impl Volume {
                 return Some(answer);
             }
             match self.session.poll_output()? {
-                Output::Complete { request, result } => self.collect(request, result),
+                Output::Complete { request, result } => self.take_answer(request, result),
+                Output::Event(SessionEvent::Ended(reason)) => self.finish(reason),
                 Output::Event(SessionEvent::Ready(export)) => {
                     let name = self
                         .session
@@ -173,7 +200,7 @@ impl Volume {
         Some(Limits {
             max_request: self.session.max_request(),
             block: export.effective_block_sizes().minimum,
-            block_status: self.session.has_block_status(),
+            block_status: self.session.has_block_status() && !self.is_whole(),
         })
     }
 
@@ -197,35 +224,64 @@ impl Volume {
             },
         );
         for (place, (flags, command)) in parts.into_iter().enumerate() {
-            let part = RequestId(self.next_part);
-            self.next_part += 1;
-            self.parts.insert(part, (task, place));
-            self.session.submit(now, part, flags, command);
+            let offset = command.offset();
+            let part = self.number_part();
+            self.parts.insert(
+                part,
+                Part {
+                    task,
+                    place,
+                    offset,
+                },
+            );
+            if !self.ask_store(part, &command) {
+                self.session.submit(now, part, flags, command);
+                self.disturb_keep(now);
+            }
         }
     }
 
-    /// The image answered one part.
+    fn number_part(&mut self) -> RequestId {
+        self.next_part += 1;
+        RequestId(self.next_part)
+    }
+
+    /// One part is answered, by whomever.
     fn collect(&mut self, part: RequestId, result: Result<Reply, Errno>) {
-        let Some((number, place)) = self.parts.remove(&part) else {
+        let Some(Part { task, place, .. }) = self.parts.remove(&part) else {
             return;
         };
-        let Some(task) = self.tasks.get_mut(&number) else {
+        let Some(waiting) = self.tasks.get_mut(&task) else {
             return;
         };
-        task.answers[place] = result;
-        task.waiting -= 1;
-        if task.waiting == 0
+        waiting.answers[place] = result;
+        waiting.waiting -= 1;
+        if waiting.waiting == 0
             && let Some(Task {
                 request,
                 shape,
                 answers,
                 ..
-            }) = self.tasks.remove(&number)
+            }) = self.tasks.remove(&task)
         {
             self.answers.push_back(Output::Complete {
                 request,
                 result: shape.answer(answers),
             });
         }
+    }
+
+    /// The session has ended: what only a store could still answer fails as well.
+    fn finish(&mut self, reason: EndReason) {
+        self.keep = None;
+        self.parts.clear();
+        for (_, task) in std::mem::take(&mut self.tasks) {
+            self.answers.push_back(Output::Complete {
+                request: task.request,
+                result: Err(Errno::EIO),
+            });
+        }
+        self.answers
+            .push_back(Output::Event(SessionEvent::Ended(reason)));
     }
 }

@@ -127,6 +127,23 @@ impl Bench {
     /// A new link, whose peer says nothing yet.
     pub(crate) fn open(&mut self, kind: LinkKind, export: Export, image: Vec<u8>) -> LinkId {
         let link = self.volume.open_link(self.now, kind);
+        self.attend(link, export, image)
+    }
+
+    /// A link that may take over, whose peer announces its image and greets.
+    pub(crate) fn challenge(&mut self, kind: LinkKind, image: Vec<u8>) -> LinkId {
+        let size = image.len() as u64;
+        let link = self.volume.challenge(self.now, kind);
+        self.attend(link, export(size, TransmissionFlags::READ_ONLY), image);
+        if kind == LinkKind::V1 {
+            self.say(link, &announcement(size).encode());
+        }
+        self.greet();
+        link
+    }
+
+    /// A peer that says nothing yet, for a link.
+    pub(crate) fn attend(&mut self, link: LinkId, export: Export, image: Vec<u8>) -> LinkId {
         self.peers.push(Peer {
             link,
             mood: self.mood,
@@ -247,6 +264,7 @@ impl Bench {
                 }
                 Output::Close { code, reason, .. } => self.closed.push((code, reason)),
                 Output::Complete { request, result } => self.completed.push((request.0, result)),
+                Output::Store { .. } => panic!("nothing is stored unasked"),
                 Output::Event(event) => self.events.push(event),
             }
         }

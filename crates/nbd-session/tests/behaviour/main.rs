@@ -7,4 +7,5 @@ mod disk;
 mod ends;
 mod links;
 mod resume;
+mod takeover;
 mod writes;

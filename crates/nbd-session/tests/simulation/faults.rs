@@ -48,6 +48,7 @@ impl World {
             }
             87..88 => self.volume.drain(self.agenda.instant(), EndReason::Ejected),
             88..89 => self.volume.end(self.agenda.instant(), EndReason::Ejected),
+            89..96 => self.challenge(),
             _ => {}
         }
     }

@@ -7,6 +7,7 @@
 mod agenda;
 mod connection;
 mod faults;
+mod keeper;
 mod machine;
 mod outputs;
 mod page;

@@ -4,7 +4,8 @@ use nbd::Reply;
 use nbd::wire::Errno;
 use nbd_session::control::ServerMessage;
 use nbd_session::{
-    DevicePhase, EndReason, LinkId, LinkKind, Output, RequestId, SessionEvent, close,
+    DevicePhase, EndReason, LinkId, LinkKind, Output, RequestId, SessionEvent, StoreAction,
+    StoreId, close,
 };
 
 use crate::agenda::SECOND;
@@ -32,9 +33,20 @@ impl World {
                 }
                 Output::Close { link, code, reason } => self.closed_by_session(link, code, &reason),
                 Output::Complete { request, result } => self.completed(request, result),
+                Output::Store { task, action } => self.store(task, action),
                 Output::Event(event) => self.notice(event),
             }
         }
+    }
+
+    /// The store does its tasks in order, and answers in its own time.
+    fn store(&mut self, task: StoreId, action: StoreAction) {
+        let keeper = self.keeper.as_mut().expect("nothing is stored unasked");
+        let result = keeper.carry_out(&mut self.random, action);
+        let delay = self.random.below(self.latency + 2);
+        keeper.done_at = (self.agenda.now + delay).max(keeper.done_at);
+        let at = keeper.done_at;
+        self.agenda.at(at, Event::Stored { task, result });
     }
 
     fn completed(&mut self, request: RequestId, result: Result<Reply, Errno>) {
@@ -64,6 +76,8 @@ impl World {
             close::BAD_IMAGE => "link closed: 4400",
             close::TIMEOUT => "link closed: 4408",
             close::OTHER_IMAGE => "link closed: 4410",
+            close::IN_USE => "link closed: 4409",
+            close::GOING_AWAY => "link closed: 1001",
             close::SUPERSEDED => "link closed: 4412",
             _ => panic!("closed with {code}: {reason}"),
         });
@@ -96,20 +110,46 @@ impl World {
                 let now = self.agenda.instant();
                 self.volume
                     .set_device(now, DevicePhase::Attached, Some("/dev/nbd0".into()));
+                if self.keeper.is_some() {
+                    self.volume.begin_keep(now);
+                }
                 self.agenda.after(0, Event::Ask);
             }
             SessionEvent::Held { until, .. } => {
                 assert!(!std::mem::replace(&mut self.held, true), "held twice");
+                assert!(!self.independent, "held with a whole copy");
                 assert!(until > self.agenda.instant());
+                self.alone = false;
                 self.statistics.count("held");
             }
-            SessionEvent::Resumed => {
-                assert!(
-                    std::mem::replace(&mut self.held, false),
-                    "resumed without being held"
-                );
-                self.check_resumed();
+            SessionEvent::TakenOver { link } => {
+                self.check_resumed(link);
+                self.statistics.count("taken over");
+            }
+            SessionEvent::Resumed { link } => {
+                let held = std::mem::take(&mut self.held);
+                let alone = std::mem::take(&mut self.alone);
+                assert!(held != alone, "resumed without being held");
+                self.check_resumed(link);
                 self.statistics.count("resumed");
+            }
+            SessionEvent::Whole => {
+                assert!(!std::mem::replace(&mut self.independent, true));
+                self.statistics.count("copy: whole");
+            }
+            SessionEvent::Alone { .. } => {
+                assert!(self.independent, "nobody has the image");
+                assert!(!std::mem::replace(&mut self.alone, true), "alone twice");
+                self.held = false;
+                self.statistics.count("copy: alone");
+            }
+            SessionEvent::KeepLost(_) => {
+                let keeper = self.keeper.as_ref().expect("there is a copy");
+                assert!(keeper.failed, "the copy was given up without a cause");
+                if std::mem::take(&mut self.independent) {
+                    self.statistics.count("copy: lost when whole");
+                }
+                self.statistics.count("copy: lost");
             }
             SessionEvent::Ending(_) => {
                 let delay = self.random.below(5 * SECOND);
@@ -117,6 +157,11 @@ impl World {
             }
             SessionEvent::Ended(reason) => {
                 self.ended = true;
+                let of_links = matches!(
+                    reason,
+                    EndReason::Closed | EndReason::HoldExpired | EndReason::LinkLost(_)
+                );
+                assert!(!self.independent || !of_links, "ended for want of a link");
                 assert_eq!(self.unanswered(), 0, "ended before everything was answered");
                 self.statistics.count(match reason {
                     EndReason::Bye => "ended: bye",
@@ -132,8 +177,8 @@ impl World {
     }
 
     /// A link that resumes offers the session's image, as far as its kind lets one see.
-    fn check_resumed(&self) {
-        let offer = self.connections.last().unwrap().offer;
+    fn check_resumed(&self, link: LinkId) {
+        let offer = self.connections[self.connection(link)].offer;
         let same = match self.kinds {
             [LinkKind::V1] => offer == Offer::Right || offer == Offer::Modified && self.writable,
             [LinkKind::Plain] => {

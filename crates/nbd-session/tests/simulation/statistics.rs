@@ -8,9 +8,13 @@ use std::fmt;
 pub(crate) struct Statistics(BTreeMap<&'static str, u64>);
 
 /// What a thousand schedules must contain.
-const EXPECTED: [&str; 16] = [
+const EXPECTED: [&str; 21] = [
     "answered",
     "answered after the end",
+    "copy: alone",
+    "copy: lost",
+    "copy: lost when whole",
+    "copy: whole",
     "crashes",
     "ended: bye",
     "ended: closed",
@@ -25,6 +29,7 @@ const EXPECTED: [&str; 16] = [
     "link closed: 4410",
     "link closed: 4412",
     "resumed",
+    "taken over",
 ];
 
 impl Statistics {

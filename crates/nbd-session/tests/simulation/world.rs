@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use nbd_session::{Closing, EndReason, LinkId, LinkKind, Session, SessionConfig, Volume};
+use nbd::Payload;
+use nbd_session::{Closing, EndReason, LinkId, LinkKind, Session, SessionConfig, StoreId, Volume};
 
 use crate::agenda::{Agenda, MILLISECOND, SECOND};
 use crate::connection::Connection;
+use crate::keeper::Keeper;
 use crate::machine::Machine;
 use crate::page::{Offer, Page};
 use crate::random::Random;
@@ -35,6 +37,11 @@ pub(crate) enum Event {
     Connect { offer: Offer, anyway: bool },
     /// The peer answers a ping.
     Pong { connection: usize },
+    /// The store of the kept copy has done a task.
+    Stored {
+        task: StoreId,
+        result: Result<Payload, String>,
+    },
     /// The machine asks for something.
     Ask,
     /// Something goes wrong.
@@ -66,7 +73,11 @@ pub(crate) struct World {
     pub(crate) latency: u64,
     /// Nobody answers for so long that requests may fail, or are given up.
     pub(crate) stalled: bool,
+    pub(crate) keeper: Option<Keeper>,
+    /// The session has its copy, and needs no link.
+    pub(crate) independent: bool,
     pub(crate) held: bool,
+    pub(crate) alone: bool,
     pub(crate) ended: bool,
     pub(crate) statistics: Statistics,
     /// One schedule alone is told.
@@ -93,6 +104,7 @@ impl World {
         if random.percent(10) {
             page.errors = random.pick(&[1, 10, 50]);
         }
+        let keeper = random.percent(60).then(|| Keeper::new(&mut random));
         Self {
             writable,
             kinds: random.pick(&[
@@ -114,7 +126,10 @@ impl World {
             page,
             connections: Vec::new(),
             stalled: false,
+            keeper,
+            independent: false,
             held: false,
+            alone: false,
             ended: false,
             statistics: Statistics::default(),
             is_replay: std::env::var_os("SIM_SEED").is_some(),
@@ -218,6 +233,7 @@ impl World {
                     self.agenda.after(5 * SECOND, Event::Pong { connection });
                 }
             }
+            Event::Stored { task, result } => self.volume.handle_stored(now, task, result),
             Event::Ask => self.ask(),
             Event::Trouble => self.trouble(),
             Event::End => self.volume.end(now, EndReason::Bye),
@@ -234,6 +250,21 @@ impl World {
         let kind = self.random.pick(self.kinds);
         let link = self.volume.open_link(self.agenda.instant(), kind);
         self.page.unflushed = 0;
+        self.greet(link, kind, offer);
+    }
+
+    /// Another page would like to take over.
+    pub(crate) fn challenge(&mut self) {
+        if self.agenda.now >= self.leaves || self.writable {
+            return;
+        }
+        let offer = self.next_offer();
+        let kind = self.random.pick(self.kinds);
+        let link = self.volume.challenge(self.agenda.instant(), kind);
+        self.greet(link, kind, offer);
+    }
+
+    fn greet(&mut self, link: LinkId, kind: LinkKind, offer: Offer) {
         let mut connection = Connection::new(link, kind, offer, &self.page);
         let (text, greeting) = connection.open(&self.page);
         self.connections.push(connection);
