@@ -213,7 +213,9 @@ export class Setting {
    */
   async websocketd(port, configuration) {
     await this.guest.expose(port);
-    const options = `--address=127.0.0.1 --port=${port} --staticdir=${ROOT}/web --binary`;
+    // Its SIGKILL comes 850 ms after the end otherwise: less than the emulated processor may need for the stop hook.
+    const patience = "--closems=30000";
+    const options = `--address=127.0.0.1 --port=${port} --staticdir=${ROOT}/web --binary ${patience}`;
     const passed = "--passenv=PATH,NBD_PROXY_CONFIG,RUNTIME_DIRECTORY";
     const program = await this.start(`websocketd ${options} ${passed} ${PROGRAM} ${configuration}`);
     const connects = `socat -u OPEN:/dev/null TCP:127.0.0.1:${port}`;
