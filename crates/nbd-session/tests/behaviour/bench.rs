@@ -8,7 +8,8 @@ use nbd::wire::{CommandFlags, Errno, TransmissionFlags};
 use nbd::{Command, Export, Failure, Payload, Reply};
 use nbd_session::control::{PageMessage, ServerMessage};
 use nbd_session::{
-    ImageInfo, LinkId, LinkKind, Output, RequestId, Session, SessionConfig, SessionEvent, Volume,
+    ImageInfo, LinkId, LinkKind, Output, RequestId, Session, SessionConfig, SessionEvent,
+    StoreAction, Volume,
 };
 
 /// What a peer does with requests.
@@ -52,6 +53,15 @@ pub(crate) struct Bench {
     /// Codes and reasons.
     pub(crate) closed: Vec<(u16, String)>,
     next_request: u64,
+    pub(crate) shelf: Shelf,
+}
+
+/// The store of a kept copy.
+#[derive(Default)]
+pub(crate) struct Shelf {
+    pub(crate) bytes: Vec<u8>,
+    /// What is done fails.
+    pub(crate) is_broken: bool,
 }
 
 pub(crate) fn image(size: usize) -> Vec<u8> {
@@ -91,6 +101,7 @@ impl Bench {
             texts: Vec::new(),
             closed: Vec::new(),
             next_request: 0,
+            shelf: Shelf::default(),
         }
     }
 
@@ -264,9 +275,37 @@ impl Bench {
                 }
                 Output::Close { code, reason, .. } => self.closed.push((code, reason)),
                 Output::Complete { request, result } => self.completed.push((request.0, result)),
-                Output::Store { .. } => panic!("nothing is stored unasked"),
+                Output::Store { task, action } => {
+                    let result = self.shelf.carry_out(action);
+                    self.volume.handle_stored(self.now, task, result);
+                }
                 Output::Event(event) => self.events.push(event),
             }
+        }
+    }
+}
+
+impl Shelf {
+    fn carry_out(&mut self, action: StoreAction) -> Result<Payload, String> {
+        if self.is_broken {
+            return Err("no space left on device".into());
+        }
+        let range = |offset: u64, length: usize| {
+            let start = usize::try_from(offset).unwrap();
+            start..start + length
+        };
+        match action {
+            StoreAction::Write { offset, data } => {
+                let range = range(offset, data.len());
+                self.bytes.resize(self.bytes.len().max(range.end), 0);
+                self.bytes[range].copy_from_slice(&data.to_bytes());
+                Ok(Payload::new())
+            }
+            StoreAction::Read { offset, length } => {
+                let bytes = &self.bytes[range(offset, length as usize)];
+                Ok(Payload::from(Bytes::copy_from_slice(bytes)))
+            }
+            StoreAction::Sync => Ok(Payload::new()),
         }
     }
 }

@@ -5,6 +5,7 @@
 mod bench;
 mod disk;
 mod ends;
+mod keep;
 mod links;
 mod resume;
 mod takeover;
