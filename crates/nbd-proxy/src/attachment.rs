@@ -71,6 +71,8 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     /// How long the session is kept without a link.
     pub(crate) hold: Duration,
+    /// The first link is the only one that can be.
+    pub(crate) one_link: bool,
     /// How long the peer of a `v=1` link may be silent.
     pub(crate) silence: Duration,
     /// Whether and where a copy of the image is made.
@@ -93,6 +95,7 @@ impl Settings {
         let asked = Self::with_limits(config, configuration, runtime_dir, Limits::STDIO);
         Self {
             hold: Duration::ZERO,
+            one_link: true,
             keep: None,
             limits: Limits {
                 max_request: asked.limits.max_request.min(Limits::STDIO.max_request),
@@ -127,6 +130,7 @@ impl Settings {
             media: configuration.media,
             timeout: config.timeout,
             hold: configuration.hold,
+            one_link: false,
             silence: configuration.silence,
             keep: configuration.keep.clone(),
             limits: Limits {

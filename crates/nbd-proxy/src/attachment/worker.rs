@@ -357,6 +357,7 @@ fn session_config(settings: &Settings) -> SessionConfig {
         configuration: settings.name.clone(),
         timeout: settings.timeout,
         hold: settings.hold,
+        one_link: settings.one_link,
         silence: settings.silence,
         beat: usual.beat.min(settings.silence / 3),
         max_request: settings.limits.max_request,

@@ -19,6 +19,8 @@ pub struct SessionConfig {
     pub timeout: Duration,
     /// How long the session waits for a new link. Zero: a lost link ends it.
     pub hold: Duration,
+    /// The first link is the only one that can be, as on standard input: nothing is read to compare later ones with.
+    pub one_link: bool,
     /// The longest READ or WRITE that is sent, in bytes.
     pub max_request: u32,
     /// How much may be on its way at once, in bytes: replies with their headers, and data that is written.
@@ -41,6 +43,7 @@ impl Default for SessionConfig {
             export: String::new(),
             timeout: Duration::from_secs(30),
             hold: Duration::from_secs(300),
+            one_link: false,
             max_request: 128 << 10,
             max_in_flight: 384 << 10,
             replay_limit: 16 << 20,

@@ -72,7 +72,7 @@ impl Session {
         let export = identity.export.clone();
         let minimum = export.effective_block_sizes().minimum;
         let mut edges = seen::edges(export.size, minimum, identity.max_request);
-        if self.config.hold.is_zero() {
+        if self.config.one_link {
             edges.clear();
         }
         self.identity = Some(identity);

@@ -9,7 +9,7 @@ use crate::bench::{Bench, WRITABLE, export, image};
 fn config(max_request: u32) -> SessionConfig {
     SessionConfig {
         max_request,
-        hold: std::time::Duration::ZERO,
+        one_link: true,
         ..SessionConfig::default()
     }
 }

@@ -234,7 +234,7 @@ fn small_reads_do_not_wait_for_long_ones() {
 #[test]
 fn a_prototype_server_is_served_from() {
     let mut bench = Bench::new(SessionConfig {
-        hold: Duration::ZERO,
+        one_link: true,
         ..SessionConfig::default()
     });
     let link = bench.open(LinkKind::Plain, export(1000, RO), Vec::new());
