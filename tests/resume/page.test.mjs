@@ -3,11 +3,11 @@
 
 import assert from "node:assert/strict";
 import { copyFile, stat, utimes, writeFile } from "node:fs/promises";
-import { createConnection, createServer } from "node:net";
 import { join } from "node:path";
 import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { noise, sha256 } from "../lib/images.mjs";
+import { Line } from "../lib/line.mjs";
 import { browser, openPage, ready, said, waitUntilSaid } from "../lib/page.mjs";
 import { atEnd, background, freePort, temporaryFolder, waitFor } from "../lib/process.mjs";
 import { serve } from "../lib/program.mjs";
@@ -153,15 +153,16 @@ for (const name of BROWSERS) {
   test(`${name}: a network that swallows everything is noticed, and left as soon as it is back`, async (t) => {
     const server = await serve(t, SOCKET);
     const image = await makeImage(server);
-    const line = await quietableLine(t, Number(server.url.port));
+    const line = await new Line(Number(server.url.port)).listen();
+    atEnd(t, () => line.close());
     const address = `http://127.0.0.1:${line.port}/${server.url.hash}`;
     const tab = await (await browser(t, name)).open(address);
     await ready(tab);
     const reader = await begin(t, tab, server, image);
-    line.silent = true;
+    line.silence();
     await held(server);
     await waitUntilSaid(tab, /reconnecting.*\d:\d\d left/is);
-    line.silent = false;
+    line.restore();
     await server.attached("0");
     await assertWhole(reader, image);
   });
@@ -255,6 +256,31 @@ for (const name of BROWSERS) {
   });
 }
 
+test("another browser is told who is there, and takes over with the same image", async (t) => {
+  const server = await serve(t, SOCKET);
+  const image = await makeImage(server);
+  const first = await openPage(t, "chromium", server);
+  const reader = await begin(t, first, server, image);
+  const { since } = await server.session("0");
+  const second = await openPage(t, "firefox", server);
+  const offers = () => second.evaluate(`!document.getElementById("takeover").hidden`);
+
+  const other = await noise(join(await temporaryFolder(t), "disk.img"), 1 << 20);
+  await second.choose("#file", other);
+  await second.click("#go");
+  await waitUntilSaid(second, /in use by local from 127\.0\.0\.1/i);
+  assert.equal(await offers(), false, "not with another image");
+
+  await second.choose("#file", image);
+  await second.click("#go");
+  await waitFor("it offers to take over", offers);
+  await second.click("#takeover");
+  await waitUntilSaid(first, /another tab took over/i);
+  await waitUntilSaid(second, /connected again/i);
+  await assertWhole(reader, image);
+  assert.equal((await server.session("0")).since, since, "the same session");
+});
+
 test("what differs is said: the size, or the time of the last change", async (t) => {
   const server = await serve(t, SOCKET);
   const image = await makeImage(server);
@@ -320,42 +346,4 @@ async function nginx(t, port, server) {
   const program = background(t, "nginx", ["-e", "stderr", "-c", config, "-p", folder]);
   await waitFor("nginx answers", async () => (await fetch(`http://127.0.0.1:${port}/healthz`)).ok);
   return program;
-}
-
-/**
- * A line that can fall silent: its connections stay, and nothing gets through, nor do new ones.
- *
- * @param {TestContext} t @param {number} target a port of loopback
- */
-async function quietableLine(t, target) {
-  const line = { port: 0, silent: false };
-  const server = createServer((near) => {
-    const far = createConnection(target, "127.0.0.1");
-    // Each end learns only what happens while the line is sound.
-    const lost = line.silent;
-    const pairs = /** @type {const} */ ([
-      [near, far],
-      [far, near],
-    ]);
-    let dead = lost;
-    for (const [from, to] of pairs) {
-      from.on("error", () => {});
-      from.on("data", (data) => {
-        dead ||= line.silent;
-        if (!dead) to.write(data);
-      });
-      from.on("close", () => {
-        dead ||= line.silent;
-        if (!dead) to.destroy();
-      });
-    }
-    atEnd(t, () => {
-      near.destroy();
-      far.destroy();
-    });
-  }).listen(0, "127.0.0.1");
-  await new Promise((resolve) => server.once("listening", resolve));
-  atEnd(t, () => server.close());
-  line.port = /** @type {import("node:net").AddressInfo} */ (server.address()).port;
-  return line;
 }

@@ -144,8 +144,13 @@ function rememberSession() {
 }
 
 function stop() {
+  const { attachment } = state;
   dispatch({ type: "stop" });
   server?.stop();
+  // There is no link to say it on.
+  if (attachment?.phase === "held" && attachment.configuration !== null) {
+    ejectConfiguration(attachment.configuration, false);
+  }
 }
 
 /** @param {string} name @param {boolean} force */
