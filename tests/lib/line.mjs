@@ -113,7 +113,11 @@ class Pair {
   }
 
   reset() {
-    for (const socket of this.sockets) socket.resetAndDestroy();
+    for (const socket of this.sockets) {
+      // Node.js can't reset a socket whose end is on its way, and would never exit.
+      if (socket.writableEnded) socket.destroy();
+      else if (!socket.destroyed) socket.resetAndDestroy();
+    }
     for (const way of this.ways) way.stop();
     this.onGone();
   }

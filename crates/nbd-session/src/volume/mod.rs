@@ -1,6 +1,6 @@
 //! A disk made of a remote image: whole sectors, requests of any length, every command.
 //!
-//! [`plan`] decides what the image is asked for each request of the device; its parts go to the session, and the
+//! [`plan()`] decides what the image is asked for each request of the device; its parts go to the session, and the
 //! answer is made of their answers. Coalescing, readahead and a cache have their place between the two: a part that
 //! is cached is answered instead of being submitted, and readahead is a part that no request waits for. So it is with
 //! the kept copy ([`keep`]): what it has, its store answers.
