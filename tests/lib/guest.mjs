@@ -144,11 +144,12 @@ export class Setting {
       `${folder}/config.json`,
       JSON.stringify({ configurations: Object.fromEntries(all) }),
     );
-    // What a hook sees of the device is part of its record: the size in sectors, and that it can be read.
-    const record = `{ echo "$@"; env | grep ^NBD_PROXY_ | sort
+    // What a hook sees of the device is part of its record: the size in sectors, and that it can be read. The record
+    // is written at once, so that nobody sees half of it.
+    const record = `record=$(echo "$@"; env | grep ^NBD_PROXY_ | sort
       echo "sectors=$(cat /sys/block/\${NBD_PROXY_DEVICE#/dev/}/size)"
-      [ "$1" = stop ] || echo "first=$(head -c 512 "$NBD_PROXY_DEVICE" | sha256sum | cut -c1-64)"
-      echo; } >>${folder}/calls`;
+      [ "$1" = stop ] || echo "first=$(head -c 512 "$NBD_PROXY_DEVICE" | sha256sum | cut -c1-64)")
+      printf '%s\\n\\n' "$record" >>${folder}/calls`;
     await guest.write(hook, `#!/bin/sh\n${record}\n`);
     await guest.run(`chmod +x ${hook}; mkdir ${folder}/run`);
     return setting;

@@ -184,10 +184,10 @@ class Setting:
         if not self.calls_file.exists():
             return []
         calls = []
-        for block in self.calls_file.read_text().split("\n\n"):
-            words, *variables = block.splitlines() or [""]
-            if words:
-                calls.append((words.split(), dict(line.split("=", 1) for line in variables)))
+        # An empty line ends each record; what follows the last one is still being written.
+        for record in self.calls_file.read_text().split("\n\n")[:-1]:
+            arguments, *variables = record.splitlines()
+            calls.append((arguments.split(), dict(line.split("=", 1) for line in variables)))
         return calls
 
 

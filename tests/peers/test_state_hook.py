@@ -140,12 +140,13 @@ def test_a_hook_that_cannot_be_run_is_skipped(scope, server, setting, mode):
 
 
 def test_a_hook_has_no_standard_input_and_output(scope, server, setting):
-    setting.hook(f'(readlink /proc/$$/fd/0; readlink /proc/$$/fd/1) >>{setting.folder}/fds; echo noise')
+    seen = setting.folder / "seen"
+    setting.hook(f'(readlink /proc/$$/fd/0; readlink /proc/$$/fd/1) >>{seen}; echo noise')
     fed = start(scope, server, setting)
-    after_start(fed)
+    harness.wait_until("start has looked", lambda: seen.exists() and seen.read_text().count("\n") == 2)
     fed.program.send(signal.SIGTERM)
-    fed.program.wait()
-    assert (setting.folder / "fds").read_text().split() == ["/dev/null"] * 4
+    assert fed.program.wait() == 0
+    assert seen.read_text().split() == ["/dev/null"] * 4
 
 
 def test_after_sigkill_the_next_start_runs_stop_once_and_goes_on(scope, server, setting, image):

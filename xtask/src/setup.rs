@@ -6,6 +6,9 @@ use crate::command::{Failure, command, line, output, root, run};
 
 const DEBIAN_PACKAGES: &str = include_str!("../debian-packages.txt");
 
+/// The oldest Node.js with the test runner and the `Blob` of files that the tests use.
+const NODE_VERSION: u32 = 20;
+
 /// Programs of crates.io that are installed when absent. Debug builds: they take half the
 /// time to compile, and what they do here is short.
 const CARGO_TOOLS: [&str; 2] = ["cargo-deny", "cargo-fuzz"];
@@ -76,6 +79,13 @@ fn with_one_qemu(mut packages: Vec<String>) -> Vec<String> {
 }
 
 fn npm_packages() -> Result<(), Failure> {
+    let node = output(&mut line("node --version"));
+    let major = node.trim().trim_start_matches('v').split('.').next();
+    if major.and_then(|number| number.parse().ok()) < Some(NODE_VERSION) {
+        return Err(format!(
+            "Node.js {NODE_VERSION} or newer with npm is missing (https://nodejs.org has it), found {node:?}"
+        ));
+    }
     // npm writes the inner file last; it is as old as what is installed.
     let installed = modified("node_modules/.package-lock.json");
     if installed.is_some() && installed >= modified("package-lock.json") {

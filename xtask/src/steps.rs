@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use crate::command::{Failure, command, line, output, root, run, run_tests, target_directory};
+use crate::command::{Failure, line, output, root, run, run_tests, target_directory};
 use crate::counts::Counts;
 use crate::setup;
 
 /// How long each fuzz target runs.
 const FUZZ_SECONDS: u32 = 20;
+
+/// How long one test runner may take, in `timeout`'s units; several times what it takes.
+const RUNNER_LIMIT: &str = "40m";
 
 /// Schedules that the session is simulated under.
 const SIMULATION_SEEDS: &str = "10000";
@@ -177,7 +180,7 @@ fn web() -> Result<Counts, Failure> {
 fn peers() -> Result<Counts, Failure> {
     let program = build_program()?;
     // Debian's own interpreter: it is the one that has python3-libnbd.
-    run_tests(line("/usr/bin/python3 -m pytest -rs tests/peers").env("NBD_PROXY", program))
+    run_tests(limited("/usr/bin/python3 -m pytest -rs tests/peers").env("NBD_PROXY", program))
 }
 
 fn browser() -> Result<Counts, Failure> {
@@ -222,6 +225,13 @@ fn build_program() -> Result<PathBuf, Failure> {
     Ok(target_directory().join("debug/nbd-proxy"))
 }
 
+/// A test runner that is ended should it hang.
+fn limited(words: &str) -> Command {
+    line(&format!(
+        "timeout --foreground --kill-after=10 {RUNNER_LIMIT} {words}"
+    ))
+}
+
 /// One test file at a time: each of them starts browsers or a guest.
 fn node_test(folder: &str) -> Command {
     let files = std::fs::read_dir(root().join(folder))
@@ -233,10 +243,8 @@ fn node_test(folder: &str) -> Command {
         .filter(|path| path.to_string_lossy().contains(".test."))
         .collect();
     files.sort();
-    let mut node = command(
-        "node",
-        ["--test", "--test-reporter=spec", "--test-concurrency=1"],
-    );
+    let mut node =
+        limited("node --test --test-reporter=spec --test-concurrency=1 --test-force-exit");
     node.args(files);
     node
 }
