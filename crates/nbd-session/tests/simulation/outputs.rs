@@ -89,7 +89,8 @@ impl World {
                 here.offer != Offer::Right
                     || reason.contains("cannot be compared") && self.page.errors > 0
             }
-            close::TIMEOUT => here.silent || self.may_fail() || self.volume.is_ended(),
+            // A challenger whose page has turned to a newer link says nothing any more either.
+            close::TIMEOUT => here.silent || here.dead || self.may_fail() || self.volume.is_ended(),
             _ => true,
         };
         assert!(has_cause, "closed without a cause: {code} {reason}");
