@@ -82,6 +82,16 @@ export class Guest {
     await waitFor(`in the guest: ${what}`, succeeded, PATIENCE_SECONDS);
   }
 
+  /** @param {string} file or device @returns {Promise<string>} SHA-256 of all of it, read anew */
+  async hash(file) {
+    return this.run(`echo 3 >/proc/sys/vm/drop_caches; sha256sum <${file} | cut -d' ' -f1`);
+  }
+
+  /** @param {string} device @returns {Promise<number>} its size in sectors of 512 bytes; 0 when nothing is attached */
+  async sectors(device) {
+    return Number(await this.run(`cat /sys/block/${device.slice("/dev/".length)}/size`));
+  }
+
   /** @param {string} path in the guest @param {string} content */
   async write(path, content) {
     const encoded = Buffer.from(content).toString("base64");
