@@ -6,7 +6,7 @@ import { after, before, test } from "node:test";
 import { Guest, Setting } from "../lib/guest.mjs";
 import { bootableIso, ext4Image, hashTree, noise, sha256, unpackIso } from "../lib/images.mjs";
 import { attach, openPage } from "../lib/page.mjs";
-import { temporaryFolder } from "../lib/process.mjs";
+import { temporaryFolder, waitFor } from "../lib/process.mjs";
 
 /** @type {Guest} */
 let guest;
@@ -29,14 +29,9 @@ async function mountedFiles(device, type) {
   return Object.fromEntries(lines.map(([hash, path]) => [path, hash]));
 }
 
-/** @param {string} device @returns {Promise<string>} SHA-256 of the whole device, read anew */
-async function deviceHash(device) {
-  return guest.run(`echo 3 >/proc/sys/vm/drop_caches; sha256sum <${device} | cut -d' ' -f1`);
-}
-
 /** @param {string} device */
 async function freed(device) {
-  await guest.waitFor(`${device} is free`, `[ "$(cat /sys/block/${device.slice(5)}/size)" = 0 ]`);
+  await waitFor(`${device} is free`, async () => (await guest.sectors(device)) === 0);
 }
 
 /**
@@ -99,7 +94,7 @@ for (const mode of ["netlink", "ioctl"]) {
     await tab.choose("#file", image);
     await tab.click("#go");
     await guest.waitFor("the hook's start", `grep -q ^first= ${setting.folder}/calls`);
-    assert.equal(await deviceHash("/dev/nbd0"), await sha256(image));
+    assert.equal(await guest.hash("/dev/nbd0"), await sha256(image));
     assert.deepEqual(await mountedFiles("/dev/nbd0", "ext4"), await hashTree(tree));
 
     await tab.click("#stop");
@@ -127,6 +122,6 @@ test("two configurations of one server are two devices at once", async (t) => {
     await tab.click("#go");
     await server.attached(name);
   }
-  assert.equal(await deviceHash("/dev/nbd0"), await sha256(images.left));
-  assert.equal(await deviceHash("/dev/nbd1"), await sha256(images.right));
+  assert.equal(await guest.hash("/dev/nbd0"), await sha256(images.left));
+  assert.equal(await guest.hash("/dev/nbd1"), await sha256(images.right));
 });

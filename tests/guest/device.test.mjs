@@ -18,16 +18,6 @@ before(async () => {
 });
 after(() => guest.stop());
 
-/** @param {string} device */
-async function hash(device) {
-  return guest.run(`echo 3 >/proc/sys/vm/drop_caches; sha256sum <${device} | cut -d' ' -f1`);
-}
-
-/** @param {string} device @returns {Promise<string>} in sectors of 512 bytes */
-async function sectors(device) {
-  return guest.run(`cat /sys/block/${device.slice(5)}/size`);
-}
-
 /** @param {Setting} setting @param {number} count of the hook's calls, the last of them complete */
 async function called(setting, count) {
   const complete = `[ "$(grep -c '^$' ${setting.folder}/calls)" -ge ${count} ]`;
@@ -67,11 +57,11 @@ for (const mode of ["netlink", "ioctl"]) {
     test(`${mode}: ${end} runs the stop hook, frees the device and is exit status 0`, async (t) => {
       const setting = await Setting.make(t, guest, nbd0);
       const { program, peer } = await attached(setting);
-      assert.equal(await hash("/dev/nbd0"), await guest.run(PATTERN_HASH));
+      assert.equal(await guest.hash("/dev/nbd0"), await guest.run(PATTERN_HASH));
       if (end === "end of input") await peer.kill("KILL");
       else await program.kill(end.slice(3));
       assert.equal(await program.ended(), 0, await program.output());
-      assert.equal(await sectors("/dev/nbd0"), "0");
+      assert.equal(await guest.sectors("/dev/nbd0"), 0);
       const [start, stop] = await setting.calls();
       assert.deepEqual([start.action, stop.action], ["start", "stop"]);
       assert.equal(stop.env.sectors, "8192");
@@ -86,10 +76,10 @@ for (const mode of ["netlink", "ioctl"]) {
     const { program } = await setting.feed("0", PATTERN);
     assert.deepEqual(await called(setting, 3), ["start", "stop", "start"]);
     assert.equal((await setting.calls())[1].env.NBD_PROXY_REASON, "recovered");
-    assert.equal(await hash("/dev/nbd0"), await guest.run(PATTERN_HASH));
+    assert.equal(await guest.hash("/dev/nbd0"), await guest.run(PATTERN_HASH));
     await program.kill("TERM");
     assert.equal(await program.ended(), 0, await program.output());
-    assert.equal(await sectors("/dev/nbd0"), "0");
+    assert.equal(await guest.sectors("/dev/nbd0"), 0);
   });
 
   test(`${mode}: a reader of a dead link gets an error and nobody hangs`, async (t) => {
@@ -101,7 +91,31 @@ for (const mode of ["netlink", "ioctl"]) {
     await peer.kill("KILL");
     assert.equal(await program.ended(), 0, await program.output());
     assert.notEqual(await reader.ended(), 0);
-    assert.equal(await sectors("/dev/nbd0"), "0");
+    assert.equal(await guest.sectors("/dev/nbd0"), 0);
+  });
+}
+
+for (const signal of ["TERM", "KILL"]) {
+  test(`serve: after SIG${signal} a new server has the device for a new session`, async (t) => {
+    const setting = await Setting.make(t, guest, { 0: { "nbd-device": "/dev/nbd0" } });
+    const image = `${setting.folder}/image`;
+    await guest.run(`head -c 2M /dev/urandom >${image}`);
+    const share = `${PROGRAM} share ${image} http://127.0.0.1:8000/`;
+    const first = await setting.serve(8000);
+    const cutOff = await setting.start(`${share}#token=${first.token}`);
+    await first.attached("0");
+    await called(setting, 1);
+    await first.program.kill(signal);
+    assert.equal(await first.program.ended(), signal === "TERM" ? 0 : 128 + 9);
+    await cutOff.ended();
+
+    const second = await setting.serve(8000);
+    await setting.start(`${share}#token=${second.token}`);
+    await second.attached("0");
+    assert.deepEqual(await called(setting, 3), ["start", "stop", "start"]);
+    const reason = (await setting.calls())[1].env.NBD_PROXY_REASON;
+    assert.equal(reason === "recovered", signal === "KILL", reason);
+    assert.equal(await guest.hash("/dev/nbd0"), await guest.hash(image));
   });
 }
 
@@ -110,7 +124,7 @@ test("an image of odd length is padded with zeros to the sector", async (t) => {
   const image = `${setting.folder}/odd`;
   await guest.run(`head -c 1000001 /dev/urandom >${image}`);
   const { program } = await attached(setting, `file ${image}`);
-  assert.equal(await sectors("/dev/nbd0"), String(1_000_448 / 512));
+  assert.equal(await guest.sectors("/dev/nbd0"), 1_000_448 / 512);
   await guest.run(
     `truncate -s 1000448 ${image}.padded; dd if=${image} of=${image}.padded conv=notrunc status=none`,
   );
@@ -127,12 +141,12 @@ test("two configurations at once, each with a process of its own", async (t) => 
   const first = await setting.feed("0", "pattern size=1M");
   const second = await setting.feed("1", "pattern size=2M");
   await called(setting, 2);
-  assert.equal(await sectors("/dev/nbd0"), "2048");
-  assert.equal(await sectors("/dev/nbd1"), "4096");
+  assert.equal(await guest.sectors("/dev/nbd0"), 2048);
+  assert.equal(await guest.sectors("/dev/nbd1"), 4096);
   await first.program.kill("TERM");
   assert.equal(await first.program.ended(), 0);
-  assert.equal(await sectors("/dev/nbd0"), "0");
-  await guest.run("cmp -n 2097152 /dev/nbd1 /dev/nbd1");
+  assert.equal(await guest.sectors("/dev/nbd0"), 0);
+  await guest.hash("/dev/nbd1");
   await second.program.kill("TERM");
   assert.equal(await second.program.ended(), 0);
 });
@@ -143,14 +157,14 @@ for (const mode of ["netlink", "ioctl"]) {
       0: { "nbd-device": "/dev/nbd0", attach: mode },
     });
     await takenByAnother(t, setting, mode);
-    const before = await hash("/dev/nbd0");
+    const before = await guest.hash("/dev/nbd0");
 
     const { program } = await setting.feed("0", PATTERN);
     assert.equal(await program.ended(), 1);
     assert.match(await program.output(), /\/dev\/nbd0/);
     assert.deepEqual(await setting.calls(), []);
-    assert.equal(await sectors("/dev/nbd0"), "6144");
-    assert.equal(await hash("/dev/nbd0"), before);
+    assert.equal(await guest.sectors("/dev/nbd0"), 6144);
+    assert.equal(await guest.hash("/dev/nbd0"), before);
   });
 }
 
@@ -240,7 +254,7 @@ test("serving again while the old mount exists is refused, and works once it is 
   await server.detached("0");
   const third = await setting.start(share);
   await server.attached("0");
-  assert.equal(await hash("/dev/nbd0"), await hash(image));
+  assert.equal(await guest.hash("/dev/nbd0"), await guest.hash(image));
   await third.kill("INT");
   assert.equal(await third.ended(), 0, await third.output());
 });

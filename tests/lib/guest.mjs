@@ -1,7 +1,5 @@
 // A guest with the kernel's NBD driver (tests/vm), whose programs are this machine's own.
 
-import { mkdtemp, rm } from "node:fs/promises";
-import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { atEnd, Background, freePort, run, waitFor } from "./process.mjs";
 import { PROGRAM, ROOT, Server } from "./program.mjs";
@@ -18,20 +16,17 @@ const PATIENCE_SECONDS = 180;
 export class Guest {
   /**
    * @param {Background} machine
-   * @param {string} share folder of both, `/share` in the guest
    * @param {number} agent
    * @param {Map<number, number>} ports of the host by port of the guest
    */
-  constructor(machine, share, agent, ports) {
+  constructor(machine, agent, ports) {
     this.machine = machine;
-    this.share = share;
     this.agent = agent;
     this.ports = ports;
   }
 
   /** Boots one, which takes some seconds. */
   static async boot() {
-    const share = await mkdtemp(join(tmpdir(), "nbd-proxy-guest-"));
     const agent = await freePort();
     const ports = new Map();
     for (const port of GUEST_PORTS) ports.set(port, await freePort());
@@ -39,10 +34,10 @@ export class Guest {
       "-p",
       `${host}:${guest}`,
     ]);
-    const options = ["-R", "-s", share, "-m", "1536", "-t", "1800", ...forwards];
+    const options = ["-R", "-m", "1536", "-t", "1800", ...forwards];
     const machine = new Background(join(VM, "run.sh"), [...options, join(VM, "agent.sh")]);
     await machine.says(/agent: ready/, PATIENCE_SECONDS);
-    return new Guest(machine, share, agent, ports);
+    return new Guest(machine, agent, ports);
   }
 
   /**
@@ -82,6 +77,16 @@ export class Guest {
     await waitFor(`in the guest: ${what}`, succeeded, PATIENCE_SECONDS);
   }
 
+  /** @param {string} file or device @returns {Promise<string>} SHA-256 of all of it, read anew */
+  async hash(file) {
+    return this.run(`echo 3 >/proc/sys/vm/drop_caches; sha256sum <${file} | cut -d' ' -f1`);
+  }
+
+  /** @param {string} device @returns {Promise<number>} its size in sectors of 512 bytes; 0 when nothing is attached */
+  async sectors(device) {
+    return Number(await this.run(`cat /sys/block/${device.slice("/dev/".length)}/size`));
+  }
+
   /** @param {string} path in the guest @param {string} content */
   async write(path, content) {
     const encoded = Buffer.from(content).toString("base64");
@@ -106,7 +111,6 @@ export class Guest {
   async stop() {
     await this.try("touch /run/off").catch(() => {});
     await this.machine.ended;
-    await rm(this.share, { recursive: true, force: true });
   }
 }
 

@@ -1,6 +1,7 @@
 """Starting programs, feeding them, and waiting for what they do."""
 
 import contextlib
+import json
 import os
 import pathlib
 import random
@@ -74,11 +75,6 @@ class Program:
         """Waits for the end and returns the exit status."""
         return self.process.wait(seconds)
 
-    def stop(self, number=signal.SIGTERM):
-        if self.running:
-            self.send(number)
-        return self.wait()
-
     def cpu_seconds(self):
         """Processor time it has used so far."""
         fields = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
@@ -146,8 +142,6 @@ class Setting:
     """A configuration file, a runtime folder, and a state hook that records its calls."""
 
     def __init__(self, folder, config):
-        import json
-
         self.folder = folder
         self.runtime = folder / "run"
         self.runtime.mkdir()
@@ -163,10 +157,8 @@ class Setting:
     def socket(self, name="0"):
         return self.runtime / f"{name}.sock"
 
-    def hook(self, script=""):
+    def hook(self, script="", **settings):
         """Makes every configuration use a hook that records each call, then runs `script` (sh)."""
-        import json
-
         path = self.folder / "state"
         path.write_text(
             "#!/bin/sh\n"
@@ -176,8 +168,15 @@ class Setting:
         path.chmod(0o755)
         config = json.loads(self.config.read_text())
         for configuration in config["configurations"].values():
-            configuration["state-hook"] = str(path)
+            configuration.update({"state-hook": str(path), **settings})
         self.config.write_text(json.dumps(config))
+
+    def attached(self, program, name="0"):
+        """Waits for the socket device that a program attaches, and returns its path."""
+        path = self.socket(name)
+        wait_until("the device is there", lambda: listens(path) or not program.running)
+        assert program.running, program.stderr
+        return path
 
     def calls(self):
         """The recorded calls so far: [(["start", "0"], {"NBD_PROXY_DEVICE": …}), …]."""
@@ -224,11 +223,7 @@ class Filter:
             self.process.stdin.close()
 
     def attached(self, name="0"):
-        """Waits for the socket device, and returns its path."""
-        path = self.setting.socket(name)
-        wait_until("the device is there", lambda: listens(path) or not self.program.running)
-        assert self.program.running, self.program.stderr
-        return path
+        return self.setting.attached(self.program, name)
 
 
 def filter_fed_by(scope, server, *arguments, setting=None):
@@ -249,19 +244,12 @@ class Server:
         self.address = self.program.process.stdout.readline().decode().strip()
         assert self.address.startswith("http://"), self.program.stderr
 
-    def share(self, image, name=None):
-        """Serves an image to a configuration, the default one when none is named."""
-        base, _, token = self.address.partition("#token=")
-        url = [self.address]
-        if name is not None:
-            url = [base.replace("http", "ws", 1) + f"nbd/{name}", "--token", token]
-        return self.scope.start(PROGRAM, "share", image, *url, env=self.setting.env)
+    def share(self, image):
+        """Serves an image to the default configuration."""
+        return self.scope.start(PROGRAM, "share", image, self.address, env=self.setting.env)
 
     def attached(self, name="0"):
-        path = self.setting.socket(name)
-        wait_until("the device is there", lambda: listens(path) or not self.program.running)
-        assert self.program.running, self.program.stderr
-        return path
+        return self.setting.attached(self.program, name)
 
 
 def make_image(path, size, seed=1):

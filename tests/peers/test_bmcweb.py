@@ -26,8 +26,7 @@ def device(setting):
 
 def start(scope, setting, image, **behaviour):
     running = bmcweb.Bmcweb(scope, setting, bmcweb.Page(image.content), **behaviour)
-    harness.wait_until("the device is there", lambda: harness.listens(setting.socket()) or not running.program.running)
-    assert running.program.running, running.program.stderr
+    setting.attached(running.program)
     return running
 
 
@@ -106,7 +105,7 @@ def test_the_tail_is_never_asked_for_beyond_its_end(scope, setting, device):
     path = scope.folder / "odd"
     content = harness.make_image(path, 1_000_001)
     running = bmcweb.Bmcweb(scope, setting, bmcweb.Page(content))
-    harness.wait_until("the device is there", lambda: harness.listens(device))
+    setting.attached(running.program)
     handle = nbd.NBD()
     handle.connect_unix(str(device))
     padded = content + bytes(-len(content) % 512)

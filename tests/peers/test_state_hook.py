@@ -105,18 +105,13 @@ def test_a_stop_hook_that_reads_a_dead_device_gets_an_error_instead_of_waiting(s
 
 
 def test_a_hook_that_does_not_end_is_killed_with_its_children(scope, server, setting):
-    import json
-
-    setting.hook(f'[ "$1" = start ] || {{ sleep 1000 & echo $! >{setting.folder}/child; wait; }}')
-    config = json.loads(setting.config.read_text())
-    config["configurations"]["0"]["hook-timeout"] = 1
-    setting.config.write_text(json.dumps(config))
+    child = setting.folder / "child"
+    setting.hook(f'[ "$1" = start ] || {{ sleep 1000 & echo $! >{child}; wait; }}', **{"hook-timeout": 1})
     fed = start(scope, server, setting)
     after_start(fed)
     fed.end_of_input()
     assert fed.program.wait() == 0
-    child = int((setting.folder / "child").read_text())
-    harness.wait_until("the hook's child is gone", lambda: not alive(child))
+    harness.wait_until("the hook's child is gone", lambda: not alive(int(child.read_text())))
 
 
 def alive(pid):
