@@ -508,9 +508,11 @@ impl Session {
         }
     }
 
-    /// Tells the peer what has become of its image, once it has said which it is.
+    /// Tells the peer what has become of its image, once it has said which it is. That the session goes on is no news
+    /// for a link that has not shown yet that it serves the same image: while none is needed there is none to tell.
     fn send_state(&mut self, now: Instant) {
-        if self.link.as_ref().is_none_or(|link| link.image.is_none()) {
+        let has_announced = self.link.as_ref().is_some_and(|link| link.image.is_some());
+        if !has_announced || self.state == State::Alone {
             return;
         }
         let seconds_left = match self.state {
@@ -529,7 +531,7 @@ impl Session {
                 .export()
                 .map_or(0, |export| export.size.next_multiple_of(SECTOR)),
             read_only: self.export().is_none_or(Export::is_read_only),
-            resumed: self.resumed,
+            resumed: self.resumed && self.state == State::Served,
             seconds_left,
             hold: self.config.hold.as_secs(),
             keep: self.keep.clone(),
