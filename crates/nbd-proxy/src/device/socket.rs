@@ -22,9 +22,9 @@ use rustix::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener, UnixStream},
-    sync::mpsc,
+    sync::{Notify, mpsc},
     task::{AbortHandle, JoinSet},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use super::{AttachRequest, Detached, DeviceError, DeviceRequest, client};
@@ -38,6 +38,8 @@ const BACKLOG: i32 = 64;
 const MAX_PATH: usize = 107;
 /// How long nothing is accepted after the system refused to (no file descriptors, for one).
 const PAUSE: Duration = Duration::from_millis(100);
+/// How long a client that has just hung up may take to be seen gone: `nbdcopy … && nbd-proxy eject` is to work.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// An NBD server on a socket.
 #[derive(Debug)]
@@ -82,12 +84,16 @@ impl SocketDevice {
     }
 
     pub(crate) async fn users(&self) -> Vec<String> {
-        self.clients.names()
+        self.clients.settled().await
     }
 
     pub(crate) async fn detach(&self, force: bool) -> Result<Detached, DeviceError> {
-        let users = self.clients.names();
-        if !force && !users.is_empty() {
+        let users = if force {
+            Vec::new()
+        } else {
+            self.clients.settled().await
+        };
+        if !users.is_empty() {
             return Err(DeviceError::InUse {
                 device: self.path.clone(),
                 users,
@@ -380,6 +386,8 @@ fn describe_peer(stream: &UnixStream) -> String {
 #[derive(Debug, Default)]
 struct Clients {
     present: Mutex<Present>,
+    /// Somebody has left.
+    left: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -397,6 +405,21 @@ impl Clients {
         // A client may have several connections.
         let names: BTreeSet<_> = self.present().names.values().cloned().collect();
         names.into_iter().collect()
+    }
+
+    /// Who is still here after a moment in which all may leave.
+    async fn settled(&self) -> Vec<String> {
+        let all_gone = async {
+            loop {
+                let left = self.left.notified();
+                if self.present().names.is_empty() {
+                    return;
+                }
+                left.await;
+            }
+        };
+        let _ = timeout(FAREWELL, all_gone).await;
+        self.names()
     }
 
     /// None when there are too many.
@@ -424,5 +447,6 @@ struct Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.clients.present().names.remove(&self.number);
+        self.clients.left.notify_waiters();
     }
 }
