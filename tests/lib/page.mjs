@@ -34,7 +34,7 @@ export async function openPage(t, name, server) {
 }
 
 /** @param {Tab} tab whose page is loading */
-async function ready(tab) {
+export async function ready(tab) {
   await waitFor("the page offers a configuration", () =>
     tab.evaluate(
       `document.querySelector("#configurations-note").textContent !== "Asking the machine…"`,
