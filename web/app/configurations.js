@@ -36,7 +36,7 @@ export class ConfigurationList {
 
   /**
    * @param {State} state
-   * @param {boolean} locked whether the choice is made for now
+   * @param {boolean} locked whether the choice cannot be changed: an image is attached
    * @param {number} now milliseconds since 1970
    */
   render(state, locked, now) {
