@@ -1,4 +1,5 @@
-//! `nbd-proxy`: gives a machine a disk whose image is served by a browser tab.
+//! The program `nbd-proxy`. Nothing of it is meant for other programs: it is a library so that what takes bytes from
+//! strangers can be fuzzed.
 
 #![cfg_attr(
     not(feature = "serve"),
@@ -39,7 +40,8 @@ use cli::Action;
 use config::{Config, Strictness};
 use tokio::runtime::{Builder, Runtime};
 
-fn main() -> ExitCode {
+/// Runs the program with the arguments of this process.
+pub fn main() -> ExitCode {
     let action = match cli::parse(std::env::args_os()) {
         Ok(action) => action,
         Err(error) => return usage(&error),
