@@ -3,6 +3,7 @@
 mod keep;
 mod lenient;
 mod reader;
+mod serve;
 
 use std::{
     net::SocketAddr,
@@ -15,6 +16,7 @@ use serde_json::{Map, Value};
 use crate::device::{AttachMode, DeviceSpec};
 pub(crate) use keep::{Keep, Place};
 use reader::{Reader, Section};
+pub(crate) use serve::ServeConfig;
 
 /// How much is forgiven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,19 +120,6 @@ impl Media {
             Self::Cdrom => "cdrom",
         }
     }
-}
-
-/// The section `serve`.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct ServeConfig {
-    /// Addresses to listen on; empty means the default.
-    pub(crate) listen: Vec<SocketAddr>,
-    /// Names beyond IP addresses and localhost under which the server is reached, without ports.
-    pub(crate) hosts: Vec<String>,
-    /// Foreign origins whose pages may connect.
-    pub(crate) origins: Vec<String>,
-    /// Whether a proxy in front of the server speaks TLS, so that it may listen beyond loopback without.
-    pub(crate) tls_terminated: bool,
 }
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -403,30 +392,6 @@ fn read_max_request(section: &mut Section<'_, '_>) -> Result<Option<u32>, String
             "max-request",
             "must be 4096 to 33554432 bytes, and a multiple of 512",
         )),
-    }
-}
-
-impl ServeConfig {
-    fn read(reader: &mut Reader, value: &Value) -> Result<Self, String> {
-        let mut section = reader.section("serve", value)?;
-        let mut listen = Vec::new();
-        for text in section.texts("listen")? {
-            let address = text.parse().map_err(|_| {
-                section.about(
-                    "listen",
-                    &format!("{text:?} is not an address with a port, such as 127.0.0.1:8000"),
-                )
-            })?;
-            listen.push(address);
-        }
-        let serve = Self {
-            listen,
-            hosts: section.texts("hosts")?,
-            origins: section.texts("origins")?,
-            tls_terminated: section.boolean("tls-terminated")?.unwrap_or(false),
-        };
-        section.finish()?;
-        Ok(serve)
     }
 }
 

@@ -1,0 +1,47 @@
+//! The section `serve`: how the built-in web server is reached, and by whom.
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use super::reader::{Reader, Section};
+
+/// The section `serve`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ServeConfig {
+    /// Addresses to listen on; empty means the default.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// Names beyond IP addresses and localhost under which the server is reached, without ports.
+    pub(crate) hosts: Vec<String>,
+    /// Foreign origins whose pages may connect.
+    pub(crate) origins: Vec<String>,
+    /// Whether a proxy in front of the server speaks TLS, so that it may listen beyond loopback without.
+    pub(crate) tls_terminated: bool,
+}
+
+impl ServeConfig {
+    pub(super) fn read(reader: &mut Reader, value: &Value) -> Result<Self, String> {
+        let mut section = reader.section("serve", value)?;
+        let serve = Self {
+            listen: read_listen(&mut section)?,
+            hosts: section.texts("hosts")?,
+            origins: section.texts("origins")?,
+            tls_terminated: section.boolean("tls-terminated")?.unwrap_or(false),
+        };
+        section.finish()?;
+        Ok(serve)
+    }
+}
+
+fn read_listen(section: &mut Section<'_, '_>) -> Result<Vec<SocketAddr>, String> {
+    let texts = section.texts("listen")?;
+    let parse = |text: &String| {
+        text.parse().map_err(|_| {
+            section.about(
+                "listen",
+                &format!("{text:?} is not an address with a port, such as 127.0.0.1:8000"),
+            )
+        })
+    };
+    texts.iter().map(parse).collect()
+}
