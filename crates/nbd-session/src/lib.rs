@@ -9,6 +9,9 @@
 //! like a disk: whole sectors, requests of any length, every command that a device may send. It may keep a copy of
 //! the image, in a store that the caller has.
 //!
+//! A session may also outlive its process: [`Session::snapshot`] says what another one has to know, and
+//! [`Session::restore`] goes on with that.
+//!
 //! Whoever drives them calls, at any time and in any order, `handle_*`, `submit` and the like with the present time,
 //! and after each call takes everything from `poll_output`; it calls `handle_timeout` when the time that
 //! `poll_timeout` gives has come. The same calls at the same times give the same outputs.
@@ -23,7 +26,7 @@ mod volume;
 pub use control::{DevicePhase, DeviceState, ImageInfo, KeepState};
 pub use reason::{EndReason, close};
 pub use session::{
-    Closing, LinkId, LinkKind, Output, RequestId, Session, SessionConfig, SessionEvent,
-    StoreAction, StoreId,
+    Closing, LinkId, LinkKind, Output, RequestId, RestoreError, Session, SessionConfig,
+    SessionEvent, Snapshot, StoreAction, StoreId,
 };
 pub use volume::{Geometry, SECTOR, Volume};

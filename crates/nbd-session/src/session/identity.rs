@@ -24,7 +24,7 @@ pub(super) struct Identity {
     pub(super) export: Export,
     /// As announced; made from the export on a plain link.
     pub(super) info: ImageInfo,
-    kind: LinkKind,
+    pub(super) kind: LinkKind,
     /// The longest READ or WRITE, in bytes.
     pub(super) max_request: u32,
 }

@@ -9,6 +9,7 @@ mod replay;
 mod requests;
 mod seen;
 mod serve;
+mod snapshot;
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -20,6 +21,7 @@ use nbd::{Command, Export, Reply};
 pub use config::{
     Closing, LinkId, LinkKind, Output, RequestId, SessionConfig, SessionEvent, StoreAction, StoreId,
 };
+pub use snapshot::{RestoreError, Snapshot};
 
 use crate::control::{DevicePhase, DeviceState, ImageInfo, KeepState, PageMessage, ServerMessage};
 use crate::reason::{EndReason, Fault, close};

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use nbd::{Command, Payload};
+use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::hash::Hasher;
 
@@ -14,11 +15,12 @@ const REMEMBERED: usize = 64;
 const COMPARED: usize = 8;
 
 /// A block of the image, and its hash.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Block {
     pub(super) offset: u64,
     pub(super) length: u32,
-    hash: u128,
+    /// The halves of a hash of 128 bits, which JSON's readers don't take as one number.
+    hash: [u64; 2],
 }
 
 impl Block {
@@ -43,6 +45,16 @@ pub(super) struct Seen {
     edges: Vec<Block>,
     blocks: Vec<Block>,
     reads: u64,
+    revision: u64,
+}
+
+/// What another process has to know to compare as this one would.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SeenRecord {
+    key: u64,
+    edges: Vec<Block>,
+    blocks: Vec<Block>,
+    reads: u64,
 }
 
 impl Seen {
@@ -54,13 +66,55 @@ impl Seen {
             edges: Vec::new(),
             blocks: Vec::new(),
             reads: 0,
+            revision: 0,
         }
+    }
+
+    /// What another process saw of an image of `size` bytes; `seed` decides what else is remembered. What cannot be
+    /// asked for with requests of `max_request` bytes is not compared.
+    pub(super) fn restore(record: SeenRecord, seed: u64, size: u64, max_request: u32) -> Self {
+        let SeenRecord {
+            key,
+            mut edges,
+            mut blocks,
+            reads,
+        } = record;
+        let can_be_read = |block: &Block| {
+            let end = block.offset.checked_add(u64::from(block.length));
+            (1..=max_request).contains(&block.length) && end.is_some_and(|end| end <= size)
+        };
+        edges.retain(can_be_read);
+        blocks.retain(can_be_read);
+        blocks.truncate(REMEMBERED);
+        Self {
+            key,
+            edges,
+            blocks,
+            reads,
+            ..Self::new(seed)
+        }
+    }
+
+    /// All of it, for another process.
+    pub(super) fn record_all(&self) -> SeenRecord {
+        SeenRecord {
+            key: self.key,
+            edges: self.edges.clone(),
+            blocks: self.blocks.clone(),
+            reads: self.reads,
+        }
+    }
+
+    /// Grows when a block was remembered.
+    pub(super) fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// Remembers the first or the last block of the image.
     pub(super) fn record_edge(&mut self, offset: u64, data: &Payload) {
         let block = self.hash(offset, data);
         self.edges.push(block);
+        self.revision += 1;
     }
 
     /// Perhaps remembers a block of a read: each read has the same chance in the end.
@@ -75,6 +129,7 @@ impl Seen {
         if slot >= REMEMBERED {
             return;
         }
+        self.revision += 1;
         let block = self.block_of(offset, data);
         match self.blocks.get_mut(slot) {
             Some(old) => *old = block,
@@ -123,10 +178,11 @@ impl Seen {
             hasher.write(part);
         }
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let hash = hasher.finish128();
         Block {
             offset,
             length,
-            hash: hasher.finish128().as_u128(),
+            hash: [hash.h1, hash.h2],
         }
     }
 }

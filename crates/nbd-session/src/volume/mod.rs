@@ -21,7 +21,9 @@ pub use geometry::{Geometry, SECTOR};
 
 use crate::control::{DevicePhase, ImageInfo, KeepState};
 use crate::reason::EndReason;
-use crate::session::{Closing, LinkId, LinkKind, Output, RequestId, Session, SessionEvent};
+use crate::session::{
+    Closing, LinkId, LinkKind, Output, RequestId, Session, SessionEvent, Snapshot,
+};
 use keep::Keep;
 use plan::{Limits, Plan, Shape, plan};
 
@@ -63,11 +65,13 @@ struct Part {
 }
 
 impl Volume {
-    /// A disk of the image that `session` will have.
+    /// A disk of the image that `session` will have, or has: one that was restored.
     pub fn new(session: Session) -> Self {
         Self {
+            geometry: session
+                .export()
+                .map(|export| Geometry::of(export, name_of(&session))),
             session,
-            geometry: None,
             tasks: BTreeMap::new(),
             parts: HashMap::new(),
             keep: None,
@@ -167,12 +171,7 @@ impl Volume {
                 Output::Complete { request, result } => self.take_answer(request, result),
                 Output::Event(SessionEvent::Ended(reason)) => self.finish(reason),
                 Output::Event(SessionEvent::Ready(export)) => {
-                    let name = self
-                        .session
-                        .image()
-                        .map(|image| image.name.clone())
-                        .unwrap_or_default();
-                    self.geometry = Some(Geometry::of(&export, name));
+                    self.geometry = Some(Geometry::of(&export, name_of(&self.session)));
                     return Some(Output::Event(SessionEvent::Ready(export)));
                 }
                 output => return Some(output),
@@ -188,6 +187,16 @@ impl Volume {
     /// See [`Session::image`].
     pub fn image(&self) -> Option<&ImageInfo> {
         self.session.image()
+    }
+
+    /// See [`Session::snapshot`].
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        self.session.snapshot()
+    }
+
+    /// See [`Session::revision`].
+    pub fn revision(&self) -> u64 {
+        self.session.revision()
     }
 
     /// See [`Session::is_ended`].
@@ -284,4 +293,11 @@ impl Volume {
         self.answers
             .push_back(Output::Event(SessionEvent::Ended(reason)));
     }
+}
+
+fn name_of(session: &Session) -> String {
+    session
+        .image()
+        .map(|image| image.name.clone())
+        .unwrap_or_default()
 }
