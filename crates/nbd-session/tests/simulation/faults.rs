@@ -15,6 +15,7 @@ impl World {
         }
         let pause = self.random.between(10 * MILLISECOND, 20 * SECOND);
         self.agenda.after(pause, Event::Trouble);
+        let noted = self.note();
         let Some(connection) = self.connections.len().checked_sub(1) else {
             return;
         };
@@ -49,7 +50,7 @@ impl World {
             87..88 => self.volume.drain(self.agenda.instant(), EndReason::Ejected),
             88..89 => self.volume.end(self.agenda.instant(), EndReason::Ejected),
             89..96 => self.challenge(),
-            _ => {}
+            _ => self.restart(noted),
         }
     }
 
@@ -104,14 +105,25 @@ impl World {
             return Offer::Right;
         }
         // Only what was seen can be compared, and what was written is not.
-        let seen = self
-            .machine
-            .as_ref()
-            .is_some_and(|machine| machine.read > 0);
-        if seen && !self.writable && self.random.percent(50) {
+        if self.has_seen() && !self.writable && self.random.percent(50) {
             Offer::OtherContent
         } else {
             self.random.pick(&others)
         }
+    }
+
+    /// What was to be offered, unless the program has forgotten meanwhile what it had seen.
+    pub(crate) fn possible(&self, offer: Offer) -> Offer {
+        if offer == Offer::OtherContent && !self.has_seen() {
+            Offer::Right
+        } else {
+            offer
+        }
+    }
+
+    fn has_seen(&self) -> bool {
+        self.machine
+            .as_ref()
+            .is_some_and(|machine| machine.read > 0)
     }
 }

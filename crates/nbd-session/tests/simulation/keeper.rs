@@ -28,6 +28,11 @@ impl Keeper {
         }
     }
 
+    /// A new store: the old one went with its process.
+    pub(crate) fn begin_anew(&mut self) {
+        self.bytes.clear();
+    }
+
     pub(crate) fn carry_out(
         &mut self,
         random: &mut Random,

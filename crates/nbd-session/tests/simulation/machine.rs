@@ -1,6 +1,6 @@
 //! The machine that uses the disk: what it asks, and what it must get.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -24,6 +24,8 @@ pub(crate) struct Machine {
     changes: u64,
     changed: Vec<u64>,
     outstanding: HashMap<RequestId, Asked>,
+    /// The same, as it was submitted.
+    submitted: BTreeMap<RequestId, (CommandFlags, Command)>,
     next_id: u64,
     next_stamp: Stamp,
     /// How many reads were answered with bytes.
@@ -66,6 +68,7 @@ impl Machine {
             changes: 0,
             changed: vec![0; size / SECTOR],
             outstanding: HashMap::new(),
+            submitted: BTreeMap::new(),
             next_id: 0,
             next_stamp: 16,
             read: 0,
@@ -74,6 +77,15 @@ impl Machine {
 
     pub(crate) fn outstanding(&self) -> usize {
         self.outstanding.len()
+    }
+
+    /// What has no answer yet, in order.
+    pub(crate) fn unanswered(
+        &self,
+    ) -> impl Iterator<Item = (RequestId, CommandFlags, Command)> + use<'_> {
+        self.submitted
+            .iter()
+            .map(|(id, (flags, command))| (*id, *flags, command.clone()))
     }
 
     /// Makes up a request.
@@ -101,6 +113,7 @@ impl Machine {
             _ => self.read(random),
         };
         self.outstanding.insert(id, asked);
+        self.submitted.insert(id, (flags, command.clone()));
         (id, flags, command)
     }
 
@@ -116,6 +129,7 @@ impl Machine {
             .outstanding
             .remove(&id)
             .unwrap_or_else(|| panic!("{id:?} was answered twice"));
+        self.submitted.remove(&id);
         match (asked, result) {
             (asked, Err(errno)) => {
                 assert!(may_fail, "{id:?} failed without a cause: {errno}");

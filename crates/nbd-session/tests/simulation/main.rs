@@ -12,6 +12,7 @@ mod machine;
 mod outputs;
 mod page;
 mod random;
+mod restart;
 mod statistics;
 mod store;
 mod world;

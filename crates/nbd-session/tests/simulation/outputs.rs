@@ -46,7 +46,15 @@ impl World {
         let delay = self.random.below(self.latency + 2);
         keeper.done_at = (self.agenda.now + delay).max(keeper.done_at);
         let at = keeper.done_at;
-        self.agenda.at(at, Event::Stored { task, result });
+        let incarnation = self.incarnation;
+        self.agenda.at(
+            at,
+            Event::Stored {
+                incarnation,
+                task,
+                result,
+            },
+        );
     }
 
     fn completed(&mut self, request: RequestId, result: Result<Reply, Errno>) {

@@ -8,7 +8,7 @@ use std::fmt;
 pub(crate) struct Statistics(BTreeMap<&'static str, u64>);
 
 /// What a thousand schedules must contain.
-const EXPECTED: [&str; 21] = [
+const EXPECTED: [&str; 22] = [
     "answered",
     "answered after the end",
     "copy: alone",
@@ -28,6 +28,7 @@ const EXPECTED: [&str; 21] = [
     "link closed: 4408",
     "link closed: 4410",
     "link closed: 4412",
+    "restarted",
     "resumed",
     "taken over",
 ];

@@ -12,6 +12,7 @@ use crate::keeper::Keeper;
 use crate::machine::Machine;
 use crate::page::{Offer, Page};
 use crate::random::Random;
+use crate::restart::Note;
 use crate::statistics::Statistics;
 
 /// Until here things go wrong and the machine asks.
@@ -39,6 +40,8 @@ pub(crate) enum Event {
     Pong { connection: usize },
     /// The store of the kept copy has done a task.
     Stored {
+        /// For which process.
+        incarnation: u64,
         task: StoreId,
         result: Result<Payload, String>,
     },
@@ -79,6 +82,10 @@ pub(crate) struct World {
     pub(crate) held: bool,
     pub(crate) alone: bool,
     pub(crate) ended: bool,
+    /// What the program has noted of the session.
+    pub(crate) noted: Option<Note>,
+    /// How often the program was started anew.
+    pub(crate) incarnation: u64,
     pub(crate) statistics: Statistics,
     /// One schedule alone is told.
     is_replay: bool,
@@ -131,6 +138,8 @@ impl World {
             held: false,
             alone: false,
             ended: false,
+            noted: None,
+            incarnation: 0,
             statistics: Statistics::default(),
             is_replay: std::env::var_os("SIM_SEED").is_some(),
         }
@@ -233,7 +242,15 @@ impl World {
                     self.agenda.after(5 * SECOND, Event::Pong { connection });
                 }
             }
-            Event::Stored { task, result } => self.volume.handle_stored(now, task, result),
+            Event::Stored {
+                incarnation,
+                task,
+                result,
+            } => {
+                if incarnation == self.incarnation {
+                    self.volume.handle_stored(now, task, result);
+                }
+            }
             Event::Ask => self.ask(),
             Event::Trouble => self.trouble(),
             Event::End => self.volume.end(now, EndReason::Bye),
@@ -247,6 +264,7 @@ impl World {
         for older in &mut self.connections {
             older.dead = true;
         }
+        let offer = self.possible(offer);
         let kind = self.random.pick(self.kinds);
         let link = self.volume.open_link(self.agenda.instant(), kind);
         self.page.unflushed = 0;
