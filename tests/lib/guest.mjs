@@ -125,7 +125,7 @@ export class Setting {
   constructor(guest, folder) {
     this.guest = guest;
     this.folder = folder;
-    this.env = `NBD_PROXY_CONFIG=${folder}/config.json RUNTIME_DIRECTORY=${folder}/run`;
+    this.env = `NBD_PROXY_CONFIG=${folder}/config.json RUNTIME_DIRECTORY=${folder}/run STATE_DIRECTORY=${folder}/state`;
   }
 
   /**

@@ -27,7 +27,8 @@ export async function configure(t, configurations, settings = {}) {
   await mkdir(runtime);
   const file = join(folder, "config.json");
   await writeFile(file, JSON.stringify({ ...settings, configurations }));
-  return { folder, file, env: { ...process.env, RUNTIME_DIRECTORY: runtime } };
+  const env = { ...process.env, RUNTIME_DIRECTORY: runtime, STATE_DIRECTORY: join(folder, "state") };
+  return { folder, file, env };
 }
 
 /**

@@ -152,6 +152,7 @@ class Setting:
             **os.environ,
             "NBD_PROXY_CONFIG": str(self.config),
             "RUNTIME_DIRECTORY": str(self.runtime),
+            "STATE_DIRECTORY": str(self.runtime / "state"),
         }
 
     def socket(self, name="0"):

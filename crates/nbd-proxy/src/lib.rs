@@ -23,6 +23,8 @@ mod hook;
 mod keep;
 mod link;
 mod paths;
+#[cfg(feature = "serve")]
+mod private_file;
 mod report;
 #[cfg(feature = "serve")]
 mod serve;

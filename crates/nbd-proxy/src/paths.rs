@@ -41,10 +41,8 @@ pub(crate) fn runtime_dir() -> anyhow::Result<PathBuf> {
 
 /// Where R is or would be: `$RUNTIME_DIRECTORY`, `/run/nbd-proxy` for root, or `$XDG_RUNTIME_DIR/nbd-proxy`.
 pub(crate) fn locate_runtime_dir() -> anyhow::Result<PathBuf> {
-    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     if let Some(list) = variable("RUNTIME_DIRECTORY") {
-        // systemd gives all directories of the unit, separated by colons (systemd.exec(5)).
-        return Ok(PathBuf::from(list.split(':').next().unwrap_or(&list)));
+        return Ok(first_of(&list));
     }
     if rustix::process::geteuid().is_root() {
         return Ok(PathBuf::from("/run/nbd-proxy"));
@@ -53,6 +51,52 @@ pub(crate) fn locate_runtime_dir() -> anyhow::Result<PathBuf> {
         Some(directory) => Ok(Path::new(&directory).join("nbd-proxy")),
         None => bail!("no place for runtime files: set RUNTIME_DIRECTORY to a directory of yours"),
     }
+}
+
+/// Where the server keeps what outlives it, made if need be and closed to others: as configured, else
+/// `$STATE_DIRECTORY`, `/var/lib/nbd-proxy` for root, or `nbd-proxy` in `$XDG_STATE_HOME`.
+#[cfg(feature = "serve")]
+pub(crate) fn state_dir(configured: Option<&Path>) -> anyhow::Result<PathBuf> {
+    let directory = match configured {
+        Some(directory) => directory.to_path_buf(),
+        None => locate_state_dir()?,
+    };
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .with_context(|| {
+            format!(
+                "can't make the state directory {}; choose one that can be made with \"state-dir\" in \"serve\"",
+                directory.display()
+            )
+        })?;
+    Ok(directory)
+}
+
+#[cfg(feature = "serve")]
+fn locate_state_dir() -> anyhow::Result<PathBuf> {
+    if let Some(list) = variable("STATE_DIRECTORY") {
+        return Ok(first_of(&list));
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok(PathBuf::from("/var/lib/nbd-proxy"));
+    }
+    // The XDG base directory specification's own default.
+    let home = || variable("HOME").map(|home| Path::new(&home).join(".local/state"));
+    match variable("XDG_STATE_HOME").map(PathBuf::from).or_else(home) {
+        Some(directory) => Ok(directory.join("nbd-proxy")),
+        None => bail!("no place for the server's state: set \"state-dir\" in \"serve\""),
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// systemd gives all directories of the unit, separated by colons (systemd.exec(5)).
+fn first_of(list: &str) -> PathBuf {
+    PathBuf::from(list.split(':').next().unwrap_or(list))
 }
 
 /// `R/NAME.SUFFIX` for any name that a configuration may have: bytes that a file name should not have, and a leading

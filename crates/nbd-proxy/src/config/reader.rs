@@ -1,6 +1,6 @@
 //! Reads typed members out of JSON objects, with errors that name the key and, for a misspelt one, the nearest.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use serde_json::{Map, Value};
 
@@ -96,6 +96,16 @@ impl<'v> Section<'_, 'v> {
             None => Ok(None),
             Some(Value::String(text)) if !text.is_empty() => Ok(Some(text)),
             Some(_) => Err(self.about(key, "is not a text")),
+        }
+    }
+
+    /// Relative ones would depend on where the program happens to be started.
+    pub(super) fn absolute_path(&mut self, key: &'static str) -> Result<Option<PathBuf>, String> {
+        match self.text(key)? {
+            Some(path) if !path.starts_with('/') => {
+                Err(self.about(key, &format!("is {path:?}, not an absolute path")))
+            }
+            path => Ok(path.map(PathBuf::from)),
         }
     }
 

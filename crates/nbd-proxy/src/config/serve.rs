@@ -1,6 +1,6 @@
 //! The section `serve`: how the built-in web server is reached, and by whom.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use serde_json::Value;
 
@@ -17,6 +17,8 @@ pub(crate) struct ServeConfig {
     pub(crate) origins: Vec<String>,
     /// Whether a proxy in front of the server speaks TLS, so that it may listen beyond loopback without.
     pub(crate) tls_terminated: bool,
+    /// Where the server keeps what outlives it, if not at the usual place.
+    pub(crate) state_dir: Option<PathBuf>,
 }
 
 impl ServeConfig {
@@ -27,6 +29,7 @@ impl ServeConfig {
             hosts: section.texts("hosts")?,
             origins: section.texts("origins")?,
             tls_terminated: section.boolean("tls-terminated")?.unwrap_or(false),
+            state_dir: section.absolute_path("state-dir")?,
         };
         section.finish()?;
         Ok(serve)

@@ -282,3 +282,16 @@ fn a_missing_file_is_named_with_the_remedy() {
         "{error}"
     );
 }
+
+#[test]
+fn the_state_directory_is_an_absolute_path() {
+    let with = |path: &str| {
+        format!(
+            r#"{{"configurations": {{"0": {{"device": "auto"}}}}, "serve": {{"state-dir": "{path}"}}}}"#
+        )
+    };
+    let (config, _) = load(&with("/srv/state"), Strictness::Strict).unwrap();
+    assert_eq!(config.serve.state_dir, Some("/srv/state".into()));
+    let error = message(&with("state"), Strictness::Strict);
+    assert!(error.contains("absolute"), "{error}");
+}

@@ -3,13 +3,17 @@
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use hyper::{Method, Response, StatusCode, body::Incoming, header};
+use hyper::{
+    HeaderMap, Method, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderValue},
+};
 use nbd_session::KeepState;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    Server, events,
+    Client, Server, events,
     http::{self, Body},
     registry::Slot,
 };
@@ -146,32 +150,50 @@ fn milliseconds(time: SystemTime) -> u64 {
 }
 
 /// Answers `POST /api/v1/login`: the token for a cookie.
-pub(super) async fn log_in(server: &Server, body: Incoming) -> Response<Body> {
+pub(super) async fn log_in(
+    server: &Server,
+    client: &Client,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Response<Body> {
     let request: LoginRequest = match http::read_json(body).await {
         Ok(request) => request,
         Err(refusal) => return refusal,
     };
-    match server.auth.log_in(&request.token) {
-        Some(cookie) => {
-            let mut response = http::empty(StatusCode::NO_CONTENT);
-            response.headers_mut().insert(header::SET_COOKIE, cookie);
-            response
-        }
+    match server.auth.log_in(client, headers, &request.token).await {
+        Some(cookie) => with_cookie(cookie),
         None => http::unauthorized(
             "this token is not valid (any more); open the address that the server printed when it started",
         ),
     }
 }
 
+/// Answers `POST /api/v1/logout`: the cookie is good for nothing any more. Whoever has none is signed out already.
+pub(super) async fn log_out(
+    server: &Server,
+    client: &Client,
+    headers: &HeaderMap,
+) -> Response<Body> {
+    match server.auth.log_out(client, headers).await {
+        Some(cookie) => with_cookie(cookie),
+        None => http::empty(StatusCode::NO_CONTENT),
+    }
+}
+
+fn with_cookie(cookie: HeaderValue) -> Response<Body> {
+    let mut response = http::empty(StatusCode::NO_CONTENT);
+    response.headers_mut().insert(header::SET_COOKIE, cookie);
+    response
+}
+
 /// Answers the rest of the API; `path` is what follows `/api/v1/`, percent-decoded. Who asks may.
 pub(super) async fn answer(
     server: &Server,
     method: &Method,
-    path: &[String],
+    path: &[&str],
     body: Incoming,
 ) -> Response<Body> {
-    let path: Vec<&str> = path.iter().map(String::as_str).collect();
-    match (method, &path[..]) {
+    match (method, path) {
         (&Method::GET, ["configurations"]) => {
             let configurations = server
                 .registry

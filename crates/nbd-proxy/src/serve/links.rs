@@ -1,6 +1,6 @@
 //! WebSocket endpoints: the handshake, and what becomes of the connection.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::{
@@ -11,10 +11,14 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use ring::digest;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{MissedTickBehavior, interval},
+};
 
 use super::{
     Client, Server,
+    auth::Identity,
     http::{self, Body},
     path,
     refusal::{self, Refusal},
@@ -34,6 +38,9 @@ const VERSION: &str = "13";
 const KEY_LENGTH: usize = 16;
 /// Lengths of a session's ID: at least 128 bits in any encoding that fits an address.
 const ID_LENGTH: std::ops::RangeInclusive<usize> = 22..=64;
+
+/// How often the login behind a link is noted to be in use.
+const LOGIN_USE: Duration = Duration::from_secs(600);
 
 /// Whether a request wants to become a WebSocket.
 pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
@@ -56,7 +63,7 @@ struct Admission {
     session: Option<String>,
     /// Whether it may take over from a link that lives.
     takeover: bool,
-    user: String,
+    identity: Identity,
 }
 
 /// Opens a WebSocket, as a link or to say why it is refused.
@@ -163,15 +170,16 @@ fn enter(
     request: &Request<Incoming>,
 ) -> Result<(Result<Admission, Refusal>, OwnedSemaphorePermit), Refusal> {
     let identity = server
+        .auth
         .identify(client, request.headers())
         .ok_or_else(Refusal::not_allowed)?;
     let place = Arc::clone(&server.links)
         .try_acquire_owned()
         .map_err(|_| Refusal::too_many())?;
-    Ok((admit(server, identity.user, request.uri()), place))
+    Ok((admit(server, identity, request.uri()), place))
 }
 
-fn admit(server: &Server, user: String, uri: &Uri) -> Result<Admission, Refusal> {
+fn admit(server: &Server, identity: Identity, uri: &Uri) -> Result<Admission, Refusal> {
     let slot = Arc::clone(find_slot(server, uri.path())?);
     let query = uri.query().unwrap_or_default();
     let session = session_of(query)?;
@@ -179,7 +187,7 @@ fn admit(server: &Server, user: String, uri: &Uri) -> Result<Admission, Refusal>
         slot,
         session,
         takeover: path::parameter(query, "takeover").as_deref() == Some("1"),
-        user,
+        identity,
     })
 }
 
@@ -242,7 +250,7 @@ async fn keep(
         slot,
         session,
         takeover,
-        user,
+        identity,
     } = match admission {
         Ok(admission) => admission,
         Err(Refusal { code, reason }) => {
@@ -261,7 +269,7 @@ async fn keep(
     };
     let socket = websocket::accept(connection, max_request);
     let peer = Peer {
-        user,
+        user: identity.user.clone(),
         from,
         session,
     };
@@ -279,7 +287,20 @@ async fn keep(
         let _ = commands.send(LinkCommand::Close { code, reason });
     }
     drop(commands);
-    let _ = keeper.await;
+    tokio::select! {
+        _ = keeper => {}
+        () = keep_login(server, &identity) => {}
+    }
+}
+
+/// A page whose image is served is in use, even if it asks nothing else for days.
+async fn keep_login(server: &Server, identity: &Identity) {
+    let mut interval = interval(LOGIN_USE);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        interval.tick().await;
+        server.auth.touch(identity).await;
+    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,6 @@ use std::{
 };
 
 use anyhow::Context as _;
-use hyper::HeaderMap;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::timeout,
@@ -37,8 +36,8 @@ use crate::{
     paths, report,
     signals::Signals,
 };
+use auth::Auth;
 pub(crate) use auth::random_hex;
-use auth::{Auth, Identity};
 use metrics::Metrics;
 use registry::Registry;
 
@@ -58,16 +57,6 @@ struct Server {
     stopping: watch::Receiver<bool>,
 }
 
-impl Server {
-    /// Who sent this request.
-    fn identify(&self, client: &Client, headers: &HeaderMap) -> Option<Identity> {
-        match client.peer {
-            Peer::Network(_) => self.auth.identify(headers),
-            Peer::Control => Some(auth::local()),
-        }
-    }
-}
-
 /// Waits until the server stops.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     // Fails when the server is gone, which is the same.
@@ -77,6 +66,8 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
 /// Who is at the other end of a connection, for as long as that lasts, as a link too.
 struct Client {
     peer: Peer,
+    /// Whether they speak TLS with us.
+    tls: bool,
     _place: OwnedSemaphorePermit,
 }
 
@@ -84,6 +75,7 @@ impl Client {
     fn new(peer: Peer, place: OwnedSemaphorePermit) -> Self {
         Self {
             peer,
+            tls: false,
             _place: place,
         }
     }
@@ -123,8 +115,8 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         .first()
         .context("there is no address to listen on")?
         .local_addr()?;
-    let auth = Auth::new(first.port(), &config.serve.hosts, &config.serve.origins)
-        .context("no random numbers")?;
+    let state_dir = paths::state_dir(config.serve.state_dir.as_deref());
+    let auth = Auth::new(first.port(), &config.serve, state_dir).context("no random numbers")?;
     let (stop, stopping) = watch::channel(false);
     let server = Arc::new(Server {
         registry: Registry::new(&config, &runtime_dir),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, body::Incoming};
+use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, body::Incoming, header};
 
 use super::{
     Client, Peer, Server, api, assets,
@@ -58,20 +58,25 @@ async fn dispatch(
         other => other,
     };
     let segments = path::segments(request.uri.path());
-    let segment = |index: usize| segments.get(index).map(String::as_str).unwrap_or_default();
-    match (segment(0), segment(1), segment(2)) {
-        ("healthz", "", "") => only_get(&method, || http::text(StatusCode::OK, "ok\n")),
-        ("api", "v1", "login") if segments.len() == 3 => match method {
-            Method::POST => api::log_in(server, body).await,
-            _ => http::wrong_method("POST"),
-        },
-        ("api", ..) | ("metrics", "", "")
-            if server.identify(client, &request.headers).is_none() =>
-        {
-            http::unauthorized(UNKNOWN)
+    let path: Vec<&str> = segments.iter().map(String::as_str).collect();
+    match path[..] {
+        ["healthz"] => only_get(&method, || http::text(StatusCode::OK, "ok\n")),
+        ["api", "v1", "login" | "logout"] if method != Method::POST => http::wrong_method("POST"),
+        ["api", "v1", "login"] => api::log_in(server, client, &request.headers, body).await,
+        ["api", "v1", "logout"] => api::log_out(server, client, &request.headers).await,
+        ["api", "v1", ..] | ["metrics"] => {
+            let Some(identity) = server.auth.identify(client, &request.headers) else {
+                return http::unauthorized(UNKNOWN);
+            };
+            let mut response = match path[..] {
+                ["metrics"] => only_get(&method, || server.metrics.render(&server.registry)),
+                _ => api::answer(server, &method, &path[2..], body).await,
+            };
+            if let Some(cookie) = (server.auth.renew(client, &request.headers, &identity)).await {
+                response.headers_mut().insert(header::SET_COOKIE, cookie);
+            }
+            response
         }
-        ("api", "v1", _) => api::answer(server, &method, &segments[2..], body).await,
-        ("metrics", "", "") => only_get(&method, || server.metrics.render(&server.registry)),
         _ => match assets::get(request.uri.path(), &request.headers) {
             Some(asset) => only_get(&method, || asset),
             None => http::error(StatusCode::NOT_FOUND, "there is nothing at this path"),

@@ -67,9 +67,14 @@ impl Server {
 
     /// With the configuration that is in `folder` already.
     pub(crate) fn again(folder: TempDir) -> Self {
+        Self::again_at(folder, ([127, 0, 0, 1], 0).into())
+    }
+
+    /// The same at a certain address.
+    pub(crate) fn again_at(folder: TempDir, address: SocketAddr) -> Self {
         let mut command = program(folder.path());
         command
-            .args(["serve", "--listen", "127.0.0.1:0", "--config"])
+            .args(["serve", "--listen", &address.to_string(), "--config"])
             .arg(folder.path().join("config.json"));
         let mut process = Process::start(command);
         let line = process.first_line();
@@ -83,6 +88,27 @@ impl Server {
             folder,
             process,
         }
+    }
+
+    /// Kills it, and starts it again at the same address.
+    pub(crate) fn restart(self) -> Self {
+        let Self {
+            folder,
+            process,
+            address,
+            ..
+        } = self;
+        process.signal(rustix::process::Signal::KILL);
+        let _ = process.wait();
+        Self::again_at(folder, address)
+    }
+
+    /// Trades the token for a cookie, as a browser sends it back.
+    pub(crate) fn log_in(&self) -> String {
+        let body = serde_json::json!({ "token": self.token }).to_string();
+        let response = self.request("POST", "/api/v1/login", &[], &body);
+        let cookie = response.header("set-cookie").expect("a cookie");
+        format!("Cookie: {}", cookie.split(';').next().unwrap())
     }
 
     /// The address to open.
@@ -204,6 +230,7 @@ fn program(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nbd-proxy"));
     command
         .env("RUNTIME_DIRECTORY", folder.join("run"))
+        .env("STATE_DIRECTORY", folder.join("state"))
         .env_remove("NBD_PROXY_CONFIG")
         .env_remove("SSL_CERT_FILE");
     command

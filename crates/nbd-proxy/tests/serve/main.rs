@@ -9,6 +9,7 @@ mod http;
 mod keep;
 mod killed;
 mod links;
+mod logins;
 mod page;
 mod sessions;
 mod share;

@@ -1,54 +1,10 @@
-//! Who it is, in one place: which addresses we answer to, and whom.
+//! Which addresses we answer to, and whose pages may use us.
 
 use std::{fmt, net::Ipv6Addr};
 
-use hyper::{
-    HeaderMap, Uri,
-    header::{self, HeaderName, HeaderValue},
-};
-use subtle::ConstantTimeEq as _;
+use hyper::{HeaderMap, Uri, header};
 
-/// A secret of this process: 160 random bits in hexadecimal, so that it fits an address, a cookie, and a WebSocket
-/// subprotocol alike.
-#[derive(Clone)]
-pub(crate) struct Secret(String);
-
-impl Secret {
-    /// A new one, from the kernel's random source.
-    pub(super) fn generate() -> Result<Self, getrandom::Error> {
-        Ok(Self(random_hex::<20>()?))
-    }
-
-    /// For the one line of standard output, and for a cookie.
-    pub(super) fn reveal(&self) -> &str {
-        &self.0
-    }
-
-    /// Takes as long wherever the two differ.
-    fn matches(&self, candidate: &str) -> bool {
-        self.0.as_bytes().ct_eq(candidate.as_bytes()).into()
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Secret(…)")
-    }
-}
-
-/// `BYTES` random bytes from the kernel, in hexadecimal.
-pub(crate) fn random_hex<const BYTES: usize>() -> Result<String, getrandom::Error> {
-    let mut bytes = [0; BYTES];
-    getrandom::fill(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-/// Who somebody has shown to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Identity {
-    /// The user's name: `local` for the holder of the address that we printed.
-    pub(crate) user: String,
-}
+use super::headers::single;
 
 /// A request that came to a wrong address, or from a wrong page. The sentence says which and what would help.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -65,45 +21,29 @@ pub(crate) enum WrongAddress {
     Origin(String),
 }
 
-/// Decides who somebody is.
+/// The names that we go by, and the pages that may use us.
 #[derive(Debug)]
-pub(super) struct Auth {
-    token: Secret,
-    cookie: Secret,
-    cookie_name: String,
+pub(crate) struct Names {
     hosts: Vec<String>,
     origins: Vec<String>,
 }
 
-impl Auth {
-    /// New secrets. Cookies don't know ports, so the cookie's name carries `port`: two servers on one host don't take
-    /// each other's. `hosts` are names that we go by beside IP addresses and localhost; `origins` are foreign pages
-    /// that may use us (`https://panel.example`).
-    pub(super) fn new(
-        port: u16,
-        hosts: &[String],
-        origins: &[String],
-    ) -> Result<Self, getrandom::Error> {
-        Ok(Self {
-            token: Secret::generate()?,
-            cookie: Secret::generate()?,
-            cookie_name: format!("nbd-proxy-{port}"),
+impl Names {
+    /// `hosts` are names that we go by beside IP addresses and localhost; `origins` are foreign pages that may use us
+    /// (`https://panel.example`).
+    pub(in crate::serve) fn new(hosts: &[String], origins: &[String]) -> Self {
+        Self {
             hosts: hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
             origins: origins
                 .iter()
                 .map(|origin| origin.trim_end_matches('/').to_ascii_lowercase())
                 .collect(),
-        })
-    }
-
-    /// The secret in the address that is printed.
-    pub(super) fn token(&self) -> &Secret {
-        &self.token
+        }
     }
 
     /// Checks that the request came to a name of ours and, if a page sent it, from a page of that name. Returns the
     /// Host as it was understood. Programs send no Origin.
-    pub(super) fn check_address(
+    pub(in crate::serve) fn check(
         &self,
         uri: &Uri,
         headers: &HeaderMap,
@@ -142,44 +82,11 @@ impl Auth {
             page.name == host.name || (page.is_loopback() && host.is_loopback())
         })
     }
-
-    /// Who sent this request: by the cookie, or as a program by `Authorization: Bearer` or, on a WebSocket, by a sole
-    /// subprotocol.
-    pub(super) fn identify(&self, headers: &HeaderMap) -> Option<Identity> {
-        let known = cookies(headers, &self.cookie_name).any(|value| self.cookie.matches(value))
-            || single(headers, &header::AUTHORIZATION)
-                .and_then(bearer)
-                .or_else(|| sole_subprotocol(headers))
-                .is_some_and(|token| self.token.matches(token));
-        known.then(local)
-    }
-
-    /// Trades the token for the cookie's header, or None.
-    pub(super) fn log_in(&self, token: &str) -> Option<HeaderValue> {
-        if !self.token.matches(token) {
-            return None;
-        }
-        let cookie = format!(
-            "{}={}; Path=/; HttpOnly; SameSite=Strict",
-            self.cookie_name,
-            self.cookie.reveal()
-        );
-        let mut value = HeaderValue::try_from(cookie).ok()?;
-        value.set_sensitive(true);
-        Some(value)
-    }
-}
-
-/// Who holds the address that we printed, or sits at the machine.
-pub(super) fn local() -> Identity {
-    Identity {
-        user: "local".to_owned(),
-    }
 }
 
 /// A `Host` header, or the same part of an origin.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Host {
+pub(in crate::serve) struct Host {
     /// In lower case, without the final dot of a rooted name; an IPv6 address in its brackets.
     name: String,
     port: Option<u16>,
@@ -233,50 +140,17 @@ fn ipv6(name: &str) -> Option<Ipv6Addr> {
     name.strip_prefix('[')?.strip_suffix(']')?.parse().ok()
 }
 
-/// The value of a header that may be there once only.
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    let mut values = headers.get_all(name).iter();
-    let value = values.next()?;
-    values
-        .next()
-        .is_none()
-        .then(|| value.to_str().ok())
-        .flatten()
-}
-
-fn bearer(value: &str) -> Option<&str> {
-    let (scheme, token) = value.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-}
-
-fn cookies<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
-    headers
-        .get_all(header::COOKIE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(';'))
-        .filter_map(move |pair| pair.trim().split_once('=').filter(|(key, _)| *key == name))
-        .map(|(_, value)| value)
-}
-
-/// The subprotocol of a WebSocket request that offers exactly one.
-fn sole_subprotocol(headers: &HeaderMap) -> Option<&str> {
-    single(headers, &header::SEC_WEBSOCKET_PROTOCOL)
-        .map(str::trim)
-        .filter(|value| !value.contains(','))
-}
-
 #[cfg(test)]
 mod tests {
+    use hyper::header::{HeaderName, HeaderValue};
+
     use super::*;
 
-    fn auth() -> Auth {
-        Auth::new(
-            8000,
+    fn names() -> Names {
+        Names::new(
             &["Disk.example".to_owned()],
             &["https://panel.example/".to_owned()],
         )
-        .unwrap()
     }
 
     fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
@@ -291,8 +165,8 @@ mod tests {
         if let Some(origin) = origin {
             headers.insert(header::ORIGIN, HeaderValue::from_str(origin).unwrap());
         }
-        auth()
-            .check_address(&Uri::from_static("/"), &headers)
+        names()
+            .check(&Uri::from_static("/"), &headers)
             .map(|host| host.to_string())
     }
 
@@ -337,13 +211,13 @@ mod tests {
     fn an_absolute_form_that_contradicts_the_host_is_refused() {
         let headers = headers(&[(header::HOST, "localhost")]);
         assert!(
-            auth()
-                .check_address(&Uri::from_static("http://evil.example/"), &headers)
+            names()
+                .check(&Uri::from_static("http://evil.example/"), &headers)
                 .is_err()
         );
         assert!(
-            auth()
-                .check_address(&Uri::from_static("http://localhost/"), &headers)
+            names()
+                .check(&Uri::from_static("http://localhost/"), &headers)
                 .is_ok()
         );
     }
@@ -352,11 +226,7 @@ mod tests {
     fn two_hosts_are_refused() {
         let mut headers = headers(&[(header::HOST, "localhost")]);
         headers.append(header::HOST, HeaderValue::from_static("localhost"));
-        assert!(
-            auth()
-                .check_address(&Uri::from_static("/"), &headers)
-                .is_err()
-        );
+        assert!(names().check(&Uri::from_static("/"), &headers).is_err());
     }
 
     #[test]
@@ -388,59 +258,5 @@ mod tests {
                 Err(WrongAddress::Origin(origin.to_owned()))
             );
         }
-    }
-
-    #[test]
-    fn the_token_and_the_cookie_it_was_traded_for_tell_who_it_is() {
-        let auth = auth();
-        let token = auth.token().reveal();
-        let set_cookie = auth.log_in(token).unwrap();
-        let set_cookie = set_cookie.to_str().unwrap();
-        assert!(set_cookie.starts_with("nbd-proxy-8000="));
-        assert!(set_cookie.ends_with("; Path=/; HttpOnly; SameSite=Strict"));
-        let cookie = set_cookie.split(';').next().unwrap();
-        for (name, value) in [
-            (header::COOKIE, format!("theme=dark; {cookie}")),
-            (header::AUTHORIZATION, format!("Bearer {token}")),
-            (header::AUTHORIZATION, format!("bearer {token}")),
-            (header::SEC_WEBSOCKET_PROTOCOL, token.to_owned()),
-        ] {
-            assert_eq!(
-                auth.identify(&headers(&[(name, &value)])),
-                Some(local()),
-                "{value}"
-            );
-        }
-    }
-
-    #[test]
-    fn anything_else_tells_nothing() {
-        let auth = auth();
-        let token = auth.token().reveal();
-        let short = &token[1..];
-        for (name, value) in [
-            (header::COOKIE, format!("nbd-proxy-8000={token}")),
-            (
-                header::COOKIE,
-                format!("nbd-proxy-8001={}", auth.cookie.reveal()),
-            ),
-            (header::AUTHORIZATION, format!("Basic {token}")),
-            (header::AUTHORIZATION, token.to_owned()),
-            (header::AUTHORIZATION, format!("Bearer {short}")),
-            (header::SEC_WEBSOCKET_PROTOCOL, format!("{token}, other")),
-            (header::SEC_WEBSOCKET_PROTOCOL, short.to_owned()),
-        ] {
-            assert_eq!(auth.identify(&headers(&[(name, &value)])), None, "{value}");
-        }
-        assert_eq!(auth.identify(&HeaderMap::new()), None);
-        assert_eq!(auth.log_in(""), None);
-        assert_eq!(auth.log_in(short), None);
-    }
-
-    #[test]
-    fn a_secret_is_not_printed_by_accident() {
-        let secret = Secret::generate().unwrap();
-        assert_eq!(secret.reveal().len(), 40);
-        assert!(!format!("{secret:?}").contains(secret.reveal()));
     }
 }

@@ -1,0 +1,83 @@
+//! Cookies, and how long they are good for.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use crate::harness::{Server, wait_for};
+
+fn status(server: &Server, cookie: &str) -> u16 {
+    server
+        .request("GET", "/api/v1/configurations", &[cookie], "")
+        .status
+}
+
+#[test]
+fn each_login_has_its_own_cookie_which_logging_out_ends() {
+    let server = Server::start();
+    let (one, other) = (server.log_in(), server.log_in());
+    assert_ne!(one, other);
+    let response = server.request("POST", "/api/v1/logout", &[&one], "");
+    assert_eq!(response.status, 204);
+    let removal = response.header("set-cookie").unwrap();
+    assert!(
+        removal.contains("=; ") && removal.contains("Max-Age=0"),
+        "{removal}"
+    );
+    assert_eq!(status(&server, &one), 401);
+    assert_eq!(status(&server, &other), 200);
+    assert_eq!(
+        server.request("POST", "/api/v1/logout", &[&one], "").status,
+        204
+    );
+}
+
+#[test]
+fn a_cookie_outlives_a_killed_server_unless_it_was_given_back() {
+    let server = Server::start();
+    let (kept, given_back) = (server.log_in(), server.log_in());
+    let _ = server.request("POST", "/api/v1/logout", &[&given_back], "");
+    let token = server.token.clone();
+    let server = server.restart();
+    assert_ne!(server.token, token);
+    assert_eq!(status(&server, &kept), 200);
+    assert_eq!(status(&server, &given_back), 401);
+}
+
+#[test]
+fn the_file_of_the_logins_opens_nothing_and_is_its_owners_alone() {
+    let server = Server::start();
+    let cookie = server.log_in();
+    let path = server.folder.path().join("state/logins.json");
+    let (_, value) = cookie.split_once('=').unwrap();
+    assert!(!std::fs::read_to_string(&path).unwrap().contains(value));
+    for (path, mode) in [(path.as_path(), 0o600), (path.parent().unwrap(), 0o700)] {
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, mode);
+    }
+}
+
+#[test]
+fn a_file_of_logins_that_others_may_have_written_is_not_believed() {
+    let server = Server::start();
+    let cookie = server.log_in();
+    let path = server.folder.path().join("state/logins.json");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let server = server.restart();
+    assert_eq!(status(&server, &cookie), 401);
+}
+
+#[test]
+fn two_servers_do_not_write_the_same_logins() {
+    let server = Server::start();
+    let folder = server.folder.path();
+    let mut command = server.command(&["serve", "--listen", "127.0.0.1:0", "--config"]);
+    command
+        .arg(folder.join("config.json"))
+        .env("RUNTIME_DIRECTORY", folder.join("other"));
+    let other = crate::harness::Process::start(command);
+    wait_for("the other server", || {
+        folder.join("other/control.sock").exists().then_some(())
+    });
+    other.signal(rustix::process::Signal::TERM);
+    let (status, stderr) = other.wait();
+    assert!(status.success());
+    assert!(stderr.contains("state-dir"), "{stderr}");
+}
