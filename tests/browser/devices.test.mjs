@@ -11,9 +11,10 @@ import {
   sha256,
   unpackIso,
 } from "../lib/images.mjs";
+import { powerOn } from "../lib/machine.mjs";
 import { mounted } from "../lib/mount.mjs";
 import { attach } from "../lib/page.mjs";
-import { background, output, temporaryFolder } from "../lib/process.mjs";
+import { output, temporaryFolder } from "../lib/process.mjs";
 import { serve } from "../lib/program.mjs";
 
 for (const name of /** @type {const} */ (["chromium", "firefox"])) {
@@ -62,31 +63,5 @@ for (const name of /** @type {const} */ (["chromium", "firefox"])) {
 test("QEMU boots the ISO from the tab's socket into the installer", async (t) => {
   const server = await serve(t, { 0: { device: "unix:" } });
   const { session } = await attach(t, "chromium", server, await bootableIso());
-  const disk = `file=nbd+unix:///?socket=${session.device},format=raw,if=none,id=disk,readonly=on`;
-  const machine = [
-    "-M",
-    "q35",
-    "-accel",
-    "tcg",
-    "-cpu",
-    "max",
-    "-m",
-    "1024",
-    "-smp",
-    "2",
-    "-no-reboot",
-  ];
-  const io = [
-    "-nodefaults",
-    "-display",
-    "none",
-    "-serial",
-    "stdio",
-    "-drive",
-    disk,
-    "-device",
-    "ide-cd,drive=disk",
-  ];
-  const qemu = background(t, "qemu-system-x86_64", [...machine, ...io]);
-  await qemu.says(INSTALLER_GREETING, 400);
+  await powerOn(t, session).says(INSTALLER_GREETING, 400);
 });

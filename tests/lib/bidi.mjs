@@ -133,6 +133,8 @@ class Tab {
   /** @param {string} selector of a file input @param {string} path */
   async choose(selector, path) {
     const element = await this.#find(selector);
+    // As a click does; or else another file of the same name would count as the same.
+    await this.evaluate(`void (document.querySelector(${JSON.stringify(selector)}).value = "")`);
     await this.browser.send("input.setFiles", { context: this.context, element, files: [path] });
   }
 

@@ -20,16 +20,9 @@ import { output } from "./process.mjs";
 
 const INSTALLER = "/usr/lib/debian-installer/images/12/amd64/text";
 
-const GRUB_CONFIG = `
-serial --unit=0 --speed=115200
-terminal_input serial
-terminal_output serial
-set timeout=0
-menuentry "Debian installer" {
+const INSTALLER_ENTRY = `
 	linux /boot/linux console=ttyS0 priority=low
-	initrd /boot/initrd.gz
-}
-`;
+	initrd /boot/initrd.gz`;
 
 /** What the installer of `bootableIso` says first on its serial console. */
 export const INSTALLER_GREETING = /Choose a mirror of the Debian archive/;
@@ -42,19 +35,34 @@ export const INSTALLER_GREETING = /Choose a mirror of the Debian archive/;
  */
 export async function bootableIso() {
   const version = await readFile(join(INSTALLER, "version.info"), "utf8");
-  const key = createHash("sha256").update(version).update(GRUB_CONFIG).digest("hex").slice(0, 16);
+  return cachedIso("installer", [version, INSTALLER_ENTRY], INSTALLER_ENTRY, async (tree) => {
+    for (const file of ["linux", "initrd.gz"]) {
+      await copyFile(join(INSTALLER, "debian-installer/amd64", file), join(tree, "boot", file));
+    }
+  });
+}
+
+/**
+ * An ISO that GRUB boots, talking on the first serial port. It is made once and kept in the user's cache.
+ *
+ * @param {string} name
+ * @param {string[]} from what it is made from: when that changes, it is made anew
+ * @param {string} entry of GRUB's menu
+ * @param {(tree: string, work: string) => Promise<void>} fill puts files into a folder with an empty `boot` in it
+ * @returns {Promise<string>} its path
+ */
+export async function cachedIso(name, from, entry, fill) {
+  const key = createHash("sha256").update(from.join("\0")).digest("hex").slice(0, 16);
   const cache = join(process.env.XDG_CACHE_HOME || join(homedir(), ".cache"), "nbd-proxy-tests");
-  const iso = join(cache, `installer-${key}.iso`);
+  const iso = join(cache, `${name}-${key}.iso`);
   if (await stat(iso).catch(() => null)) return iso;
   await mkdir(cache, { recursive: true });
   const work = await mkdtemp(join(cache, "making-"));
   try {
     const tree = join(work, "tree");
     await mkdir(join(tree, "boot/grub"), { recursive: true });
-    for (const file of ["linux", "initrd.gz"]) {
-      await copyFile(join(INSTALLER, "debian-installer/amd64", file), join(tree, "boot", file));
-    }
-    await writeFile(join(tree, "boot/grub/grub.cfg"), GRUB_CONFIG);
+    await writeFile(join(tree, "boot/grub/grub.cfg"), grubConfig(entry));
+    await fill(tree, work);
     const made = join(work, "made.iso");
     await output("grub-mkrescue", ["-o", made, tree]);
     await rename(made, iso);
@@ -62,6 +70,17 @@ export async function bootableIso() {
     await rm(work, { recursive: true, force: true });
   }
   return iso;
+}
+
+/** @param {string} entry of its menu, chosen at once */
+function grubConfig(entry) {
+  return `serial --unit=0 --speed=115200
+terminal_input serial
+terminal_output serial
+set timeout=0
+menuentry "boot" {${entry}
+}
+`;
 }
 
 /**

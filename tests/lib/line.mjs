@@ -23,6 +23,9 @@ const ROOM = 256 << 10;
 export class Line {
   /** @type {Set<Pair>} */
   #pairs = new Set();
+  /** What `cutAfter` waits for: bytes. */
+  #left = Number.POSITIVE_INFINITY;
+  #onCut = () => {};
 
   /** @param {number} port of the server @param {Shape} [shape] @param {string} [host] */
   constructor(port, { delay = 0, rate = 0 } = {}, host = "127.0.0.1") {
@@ -54,6 +57,28 @@ export class Line {
   /** Resets every connection, on both sides. */
   cut() {
     for (const pair of this.#pairs) pair.reset();
+  }
+
+  /**
+   * Resets every connection, on both sides, when so many more bytes have passed, both ways together.
+   *
+   * @param {number} bytes
+   * @returns {Promise<void>} then; nothing passes before whoever awaits it has gone on
+   */
+  cutAfter(bytes) {
+    return new Promise((cut) => {
+      this.#left = bytes;
+      this.#onCut = cut;
+    });
+  }
+
+  /** @param {number} bytes that have been delivered */
+  passed(bytes) {
+    this.#left -= bytes;
+    if (this.#left > 0) return;
+    this.#left = Number.POSITIVE_INFINITY;
+    this.cut();
+    this.#onCut();
   }
 
   /** Lets nothing pass any more, not even an end, until `restore`. */
@@ -195,6 +220,7 @@ class Way {
     this.#held -= piece.length;
     if (this.#held <= this.#room()) this.from.resume();
     this.#waiting = !this.to.write(piece) && !this.to.destroyed;
+    this.pair.line.passed(piece.length);
   }
 
   /** A long line is full only when the sender has filled it. */

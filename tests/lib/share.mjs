@@ -76,3 +76,15 @@ export async function readOn(server, name, bytes) {
 export async function held(server, name = "0") {
   await waitFor("the session is held", async () => (await server.session(name)).state === "held");
 }
+
+/**
+ * Waits until a session of the server was resumed so often, and gives how often it was.
+ *
+ * @param {Server} server
+ * @param {number} times
+ */
+export async function resumed(server, times) {
+  const count = () => server.program.stderr.split(": resumed").length - 1;
+  await waitFor(`loss ${times} is over`, () => count() >= times);
+  return count();
+}

@@ -108,6 +108,21 @@ test("a cut line is a reset on both sides", async (t) => {
   assert.equal(line.connections, 0);
 });
 
+test("a line is cut in the middle of what passes", async (t) => {
+  const { line, socket } = await lined(t);
+  await roundTrip(socket, pattern(10));
+  let heard = 0;
+  socket.on("data", (data) => {
+    heard += data.length;
+  });
+  const reset = once(socket, "error");
+  const cut = line.cutAfter(100_000);
+  socket.write(pattern(1_000_000));
+  await cut;
+  assert.equal((await reset)[0].code, "ECONNRESET");
+  assert.ok(heard <= 100_000, `${heard} bytes came back`);
+});
+
 test("a silent line passes nothing, not even an end, until it is restored", async (t) => {
   const { line, server, open, socket } = await lined(t);
   const leaving = await open();
