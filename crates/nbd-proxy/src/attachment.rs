@@ -4,6 +4,7 @@
 //! other and applies it. Whatever may take long (attaching, hooks, looking for users, detaching) runs beside it as a
 //! job, since it may wait for the very requests that the task answers.
 
+mod auditing;
 mod board;
 mod ending;
 mod keeping;
@@ -20,6 +21,7 @@ use nbd_session::{EndReason, ImageInfo, KeepState};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
+    audit::Audit,
     claim::Claim,
     config::{Config, Configuration, Keep, Media},
     device::{AttachMode, DeviceSpec},
@@ -83,6 +85,8 @@ pub(crate) struct Settings {
     pub(crate) patience: Duration,
     /// R.
     pub(crate) runtime_dir: PathBuf,
+    /// Where the session's life is told.
+    pub(crate) audit: Audit,
 }
 
 impl Settings {
@@ -112,8 +116,12 @@ impl Settings {
         config: &Config,
         configuration: &Configuration,
         runtime_dir: PathBuf,
+        audit: Audit,
     ) -> Self {
-        Self::with_limits(config, configuration, runtime_dir, Limits::SERVE)
+        Self {
+            audit,
+            ..Self::with_limits(config, configuration, runtime_dir, Limits::SERVE)
+        }
     }
 
     fn with_limits(
@@ -139,6 +147,7 @@ impl Settings {
             },
             patience: FORCED_EJECT,
             runtime_dir,
+            audit: Audit::off(),
         }
     }
 }
@@ -193,10 +202,14 @@ pub(crate) struct Status {
     pub(crate) since: SystemTime,
     /// Bytes that the machine has read.
     pub(crate) bytes_read: u64,
+    /// Bytes that the machine has written.
+    pub(crate) bytes_written: u64,
     /// Requests of the machine that were answered.
     pub(crate) requests: u64,
     /// How far the copy of the image is, where one is wanted.
     pub(crate) keep: Option<KeepState>,
+    /// Of the whole copy, in hexadecimal, once it is known.
+    pub(crate) sha256: Option<String>,
     /// No link serves the image, and none is needed.
     pub(crate) alone: bool,
 }
@@ -259,8 +272,10 @@ impl Attachment {
             peer: Peer::default(),
             since: SystemTime::now(),
             bytes_read: 0,
+            bytes_written: 0,
             requests: 0,
             keep: None,
+            sha256: None,
             alone: false,
         });
         tokio::spawn(worker::Worker::new(settings, claim, session, inbox, publisher).run());

@@ -1,5 +1,6 @@
 //! `config.json`: what configurations there are, and how each is attached.
 
+mod audit;
 mod keep;
 mod lenient;
 mod reader;
@@ -14,6 +15,8 @@ use std::{
 use serde_json::{Map, Value};
 
 use crate::device::{AttachMode, DeviceSpec};
+#[cfg(feature = "serve")]
+pub(crate) use audit::Destination;
 pub(crate) use keep::{Keep, Place};
 use reader::{Reader, Section};
 pub(crate) use serve::ServeConfig;

@@ -10,6 +10,7 @@
 )]
 
 mod attachment;
+mod audit;
 mod check;
 mod claim;
 mod cli;
@@ -34,6 +35,7 @@ mod signals;
 #[cfg(feature = "serve")]
 mod status;
 mod stdio;
+mod throttle;
 mod units;
 
 use std::{future::Future, io::Write, path::Path, process::ExitCode};

@@ -68,12 +68,22 @@ fn say(severity: Severity, message: &dyn Display) {
 fn one_line(message: &str) -> String {
     let mut line = String::with_capacity(message.len());
     for character in message.chars() {
-        match character.is_control() {
+        match is_treacherous(character) {
             true => line.extend(character.escape_default()),
             false => line.push(character),
         }
     }
     line
+}
+
+/// Whether a character could begin a line, steer a terminal, or turn around the order in which a text is read
+/// (Unicode's UAX #9: the explicit marks, embeddings, overrides and isolates).
+pub(crate) fn is_treacherous(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
 }
 
 #[cfg(test)]
@@ -104,10 +114,14 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_of_a_peer_are_escaped() {
+    fn control_and_bidi_characters_of_a_peer_are_escaped() {
         assert_eq!(
             one_line("evil\nnbd-proxy: \u{1b}[2Jfine"),
             "evil\\nnbd-proxy: \\u{1b}[2Jfine"
+        );
+        assert_eq!(
+            one_line("exe.\u{202e}gpj\u{2066}\u{2028}"),
+            "exe.\\u{202e}gpj\\u{2066}\\u{2028}"
         );
         assert_eq!(one_line("Größe 5 µm"), "Größe 5 µm");
     }

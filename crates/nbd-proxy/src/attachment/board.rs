@@ -52,9 +52,10 @@ impl Board {
         }
     }
 
-    pub(super) fn count_request(&mut self, bytes_read: u64) {
+    pub(super) fn count_request(&mut self, bytes_read: u64, bytes_written: u64) {
         self.status.requests += 1;
         self.status.bytes_read += bytes_read;
+        self.status.bytes_written += bytes_written;
         self.counted = true;
     }
 
@@ -101,6 +102,11 @@ impl Board {
         self.changed |= self.status.keep.as_ref().map(mark) != keep.map(mark);
         self.counted = true;
         self.status.keep = keep.cloned();
+    }
+
+    /// Of the whole copy. Nobody is told but the audit trail, so there is nothing to publish.
+    pub(super) fn set_sha256(&mut self, sha256: String) {
+        self.status.sha256 = Some(sha256);
     }
 
     pub(super) fn is_held(&self) -> bool {

@@ -9,7 +9,7 @@ use super::{
     lifecycle::{Answer, Ending, HookState, Job},
     worker::Worker,
 };
-use crate::report;
+use crate::{audit::Event, report};
 
 /// How long requests are still served while `stop` runs for an eject by force, which has 5 s in all.
 const FORCED_SERVICE: Duration = Duration::from_secs(3);
@@ -162,8 +162,15 @@ impl Worker {
                 users.join(", ")
             ));
         }
-        self.board.set_outcome(outcome, users.clone());
-        ending.drains_for = users;
+        ending.drains_for.clone_from(&users);
+        let in_order = matches!(outcome, Outcome::InOrder(_));
+        let (Outcome::InOrder(reason) | Outcome::Failed(reason)) = outcome.clone();
+        self.audit(|session| Event::Ended {
+            session,
+            in_order,
+            reason,
+        });
+        self.board.set_outcome(outcome, users);
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::worker::Worker;
 use crate::{
+    audit::Event,
     keep::{Keeper, Kept, Subject},
     report,
 };
@@ -38,6 +39,10 @@ impl Worker {
             Some(Kept::Opened) => self.volume.begin_keep(now),
             Some(Kept::Refused(problem)) => self.refuse_keep(now, problem),
             Some(Kept::Done(task, result)) => self.volume.handle_stored(now, task, result),
+            Some(Kept::Hashed(sha256)) => {
+                self.board.set_sha256(sha256);
+                self.audit(Event::Kept);
+            }
             None => {
                 self.keeper = None;
                 self.volume
@@ -68,6 +73,9 @@ impl Worker {
             self.settings.name
         ));
         self.board.set_held(None);
+        if let (Some(keeper), Some(hasher)) = (&self.keeper, self.settings.audit.hasher()) {
+            keeper.hash(hasher);
+        }
     }
 
     /// The link is gone, which does no harm.
@@ -78,5 +86,7 @@ impl Worker {
         ));
         self.board.set_held(None);
         self.board.set_alone(true);
+        let reason = reason.to_owned();
+        self.audit(|session| Event::Alone { session, reason });
     }
 }

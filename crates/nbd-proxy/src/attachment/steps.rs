@@ -7,10 +7,12 @@ use tokio::sync::oneshot;
 
 use super::{
     EjectError, Phase,
+    auditing::{image_of, origin_of},
     lifecycle::{HookState, Job, Next},
     worker::Worker,
 };
 use crate::{
+    audit::Event,
     device::{self, AttachRequest, AttachedDevice, Detached, DeviceError},
     hook::{Action, HookError, Subject},
     report,
@@ -228,8 +230,9 @@ impl Worker {
     fn show_attached(&mut self, now: Instant) {
         let status = self.board.status();
         report::information(format_args!(
-            "configuration {:?}: {} bytes attached as {}, {}",
+            "configuration {:?}: {}, {} bytes, attached as {}, {}{}",
             self.settings.name,
+            image_of(status),
             status.size,
             status.device.as_deref().unwrap_or("?"),
             if status.read_only {
@@ -237,7 +240,9 @@ impl Worker {
             } else {
                 "writable"
             },
+            origin_of(&status.peer),
         ));
+        self.audit(Event::Attached);
         self.board.set_phase(Phase::Attached);
         self.show_device(now, DevicePhase::Attached);
     }

@@ -60,8 +60,12 @@ impl Rig {
         let claim = Claim::acquire(&config.configurations[0], folder.path())
             .await
             .unwrap();
-        let settings =
-            Settings::for_serve(&config, &config.configurations[0], folder.path().into());
+        let settings = Settings::for_serve(
+            &config,
+            &config.configurations[0],
+            folder.path().into(),
+            Audit::off(),
+        );
         let attachment = Attachment::start(settings, claim, "0".repeat(32));
         Self { folder, attachment }
     }

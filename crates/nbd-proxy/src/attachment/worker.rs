@@ -21,6 +21,7 @@ use tokio::{
 
 use super::{Order, Settings, Status, board::Board, lifecycle::Lifecycle, steps::Finished};
 use crate::{
+    audit::Event as AuditEvent,
     claim::Claim,
     device::{DeviceEvent, DeviceRequest, REQUEST_QUEUE, ReplySlot},
     keep::{Keeper, Kept},
@@ -66,7 +67,9 @@ struct LiveLink {
 
 struct Waiting {
     reply: ReplySlot,
+    /// Bytes that the machine has read, or written, if it succeeds.
     read: u64,
+    written: u64,
 }
 
 enum Event {
@@ -257,12 +260,17 @@ impl Worker {
         {
             let request = RequestId(self.next_request);
             self.next_request += 1;
-            let read = if let Command::Read { length, .. } = command {
-                u64::from(length)
-            } else {
-                0
+            let (read, written) = match &command {
+                Command::Read { length, .. } => (u64::from(*length), 0),
+                Command::Write { data, .. } => (0, data.len() as u64),
+                _ => (0, 0),
             };
-            self.waiting.insert(request, Waiting { reply, read });
+            let waiting = Waiting {
+                reply,
+                read,
+                written,
+            };
+            self.waiting.insert(request, waiting);
             self.volume.submit(now, request, flags, command);
         }
     }
@@ -296,10 +304,12 @@ impl Worker {
     }
 
     fn complete(&mut self, request: RequestId, result: Result<Reply, Errno>) {
-        if let Some(Waiting { reply, read }) = self.waiting.remove(&request) {
-            self.board
-                .count_request(if result.is_ok() { read } else { 0 });
-            reply.answer(result);
+        if let Some(waiting) = self.waiting.remove(&request) {
+            match result.is_ok() {
+                true => self.board.count_request(waiting.read, waiting.written),
+                false => self.board.count_request(0, 0),
+            }
+            waiting.reply.answer(result);
         }
     }
 
@@ -322,6 +332,7 @@ impl Worker {
                     self.settings.name
                 ));
                 self.board.set_held(Some(until));
+                self.audit(|session| AuditEvent::Held { session, reason });
                 self.drain(now);
             }
             SessionEvent::TakenOver { link } => {
@@ -331,6 +342,7 @@ impl Worker {
                     self.settings.name,
                     self.board.status().peer.from
                 ));
+                self.audit(AuditEvent::TakenOver);
             }
             SessionEvent::Resumed { link } => {
                 self.show_peer(link);
@@ -340,6 +352,7 @@ impl Worker {
                 ));
                 self.board.set_held(None);
                 self.board.set_alone(false);
+                self.audit(AuditEvent::Resumed);
             }
             SessionEvent::Whole => self.show_whole(),
             SessionEvent::Alone { reason } => self.show_alone(&reason),

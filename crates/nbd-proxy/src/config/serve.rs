@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use serde_json::Value;
 
-use super::reader::{Reader, Section};
+use super::{
+    audit::{self, Destination},
+    reader::{Reader, Section},
+};
 
 /// The section `serve`.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +22,8 @@ pub(crate) struct ServeConfig {
     pub(crate) tls_terminated: bool,
     /// Where the server keeps what outlives it, if not at the usual place.
     pub(crate) state_dir: Option<PathBuf>,
+    /// Where the audit trail goes; None: to the journal where standard error goes there, too.
+    pub(crate) audit: Option<Destination>,
 }
 
 impl ServeConfig {
@@ -30,6 +35,7 @@ impl ServeConfig {
             origins: section.texts("origins")?,
             tls_terminated: section.boolean("tls-terminated")?.unwrap_or(false),
             state_dir: section.absolute_path("state-dir")?,
+            audit: audit::read(&mut section)?,
         };
         section.finish()?;
         Ok(serve)

@@ -6,6 +6,7 @@
 mod file;
 mod ground;
 mod memory;
+mod work;
 
 use std::{io, path::PathBuf, sync::mpsc as blocking, thread};
 
@@ -14,6 +15,8 @@ use nbd_session::{StoreAction, StoreId};
 use tokio::sync::mpsc;
 
 pub(crate) use file::remove_leftovers;
+pub(crate) use work::Hasher;
+use work::Task;
 
 use crate::{
     config::{Keep, Place},
@@ -53,12 +56,14 @@ pub(crate) enum Kept {
     Refused(String),
     /// A task is done, or failed for this cause.
     Done(StoreId, Result<Payload, String>),
+    /// The word of the hasher that [`Keeper::hash`] was given.
+    Hashed(String),
 }
 
 /// A store at work. When this is dropped, the store goes, and what it has.
 #[derive(Debug)]
 pub(crate) struct Keeper {
-    tasks: blocking::Sender<(StoreId, StoreAction)>,
+    tasks: blocking::Sender<Task>,
     events: mpsc::UnboundedReceiver<Kept>,
     _file: Option<file::Name>,
 }
@@ -77,7 +82,7 @@ impl Keeper {
             match open(&keep, &subject, path) {
                 Ok(mut store) => {
                     if outbox.send(Kept::Opened).is_ok() {
-                        work(store.as_mut(), &inbox, &outbox);
+                        work::run(store.as_mut(), subject.size, &inbox, &outbox);
                     }
                 }
                 // Whoever is not there any more need not know.
@@ -94,32 +99,17 @@ impl Keeper {
     /// Gives the store a task.
     pub(crate) fn give(&self, task: StoreId, action: StoreAction) {
         // A store that is gone has said so by the end of its events.
-        let _ = self.tasks.send((task, action));
+        let _ = self.tasks.send(Task::Action(task, action));
+    }
+
+    /// The copy is whole: [`Kept::Hashed`] comes once there was time to read it. Tasks go first.
+    pub(crate) fn hash(&self, hasher: Box<dyn Hasher>) {
+        let _ = self.tasks.send(Task::Hash(hasher));
     }
 
     /// What happens next; `None` when the thread is gone.
     pub(crate) async fn event(&mut self) -> Option<Kept> {
         self.events.recv().await
-    }
-}
-
-fn work(
-    store: &mut dyn Store,
-    tasks: &blocking::Receiver<(StoreId, StoreAction)>,
-    events: &mpsc::UnboundedSender<Kept>,
-) {
-    for (task, action) in tasks {
-        let result = match action {
-            StoreAction::Write { offset, data } => {
-                store.write(offset, &data).map(|()| Payload::new())
-            }
-            StoreAction::Read { offset, length } => store.read(offset, length),
-            StoreAction::Sync => store.sync().map(|()| Payload::new()),
-        };
-        let done = Kept::Done(task, result.map_err(|error| error.to_string()));
-        if events.send(done).is_err() {
-            return;
-        }
     }
 }
 

@@ -17,7 +17,10 @@ use super::{
     http::{self, Body},
     registry::Slot,
 };
-use crate::attachment::{EjectError, Ejected, Phase, Status};
+use crate::{
+    attachment::{EjectError, Ejected, Phase, Status},
+    audit::{Event, Who},
+};
 
 /// All configurations.
 #[derive(Debug, Serialize, Deserialize)]
@@ -189,6 +192,7 @@ fn with_cookie(cookie: HeaderValue) -> Response<Body> {
 /// Answers the rest of the API; `path` is what follows `/api/v1/`, percent-decoded. Who asks may.
 pub(super) async fn answer(
     server: &Server,
+    who: Who,
     method: &Method,
     path: &[&str],
     body: Incoming,
@@ -208,7 +212,7 @@ pub(super) async fn answer(
             None => no_configuration(server, name),
         },
         (&Method::POST, ["configurations", name, "eject"]) => match server.registry.find(name) {
-            Some(slot) => eject(slot, body).await,
+            Some(slot) => eject(server, slot, who, body).await,
             None => no_configuration(server, name),
         },
         (&Method::GET, ["events"]) => events::stream(server),
@@ -225,12 +229,31 @@ fn no_configuration(server: &Server, name: &str) -> Response<Body> {
     http::error(StatusCode::NOT_FOUND, server.registry.no_such(name))
 }
 
-async fn eject(slot: &Slot, body: Incoming) -> Response<Body> {
+async fn eject(server: &Server, slot: &Slot, who: Who, body: Incoming) -> Response<Body> {
     let request: EjectRequest = match http::read_json(body).await {
         Ok(request) => request,
         Err(refusal) => return refusal,
     };
-    match slot.eject(request.force).await {
+    let configuration = || slot.configuration().name.clone();
+    server.audit.tell(match request.force {
+        false => Event::EjectAsked {
+            who: who.clone(),
+            configuration: configuration(),
+        },
+        true => Event::EjectForced {
+            who: who.clone(),
+            configuration: configuration(),
+        },
+    });
+    let ejected = slot.eject(request.force).await;
+    if let Err(error) = &ejected {
+        server.audit.tell(Event::EjectRefused {
+            who,
+            configuration: configuration(),
+            reason: error.to_string(),
+        });
+    }
+    match ejected {
         Ok(Ejected::Free) => http::json(StatusCode::OK, &slot.view()),
         Ok(Ejected::Draining { .. }) => http::json(StatusCode::ACCEPTED, &slot.view()),
         Err(EjectError::InUse(users)) => {

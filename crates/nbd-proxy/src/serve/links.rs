@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     attachment::Limits,
+    audit::{Event, Who},
     link::{LinkCommand, LinkKind, Peer, websocket},
     report,
 };
@@ -79,15 +80,50 @@ pub(super) fn upgrade(
     let connection = hyper::upgrade::on(&mut request);
     let response = switch_protocols(&accept, request.headers());
     let (server, client) = (Arc::clone(server), Arc::clone(client));
-    let entry = enter(&server, &client, &request);
+    let identity = server.auth.identify(&client, request.headers());
+    let applicant = Applicant::of(&client, identity.as_ref(), request.uri());
+    let entry = enter(&server, identity, &request);
     tokio::spawn(async move {
         let (admission, _place) = match entry {
             Ok((admission, place)) => (admission, Some(place)),
             Err(refusal) => (Err(refusal), None),
         };
-        keep(&server, connection, admission, client.peer.to_string()).await;
+        keep(&server, connection, admission, applicant).await;
     });
     response
+}
+
+/// Who wants a link, and which, as they put it: for the audit trail.
+struct Applicant {
+    who: Who,
+    configuration: Option<String>,
+    session: Option<String>,
+}
+
+impl Applicant {
+    fn of(client: &Client, identity: Option<&Identity>, uri: &Uri) -> Self {
+        let configuration = match &path::segments(uri.path())[..] {
+            [nbd, name] if nbd == "nbd" => Some(name.clone()),
+            _ => None,
+        };
+        Self {
+            who: client.who(identity),
+            configuration,
+            session: session_of(uri.query().unwrap_or_default()).ok().flatten(),
+        }
+    }
+
+    /// Counts and tells of a refusal.
+    fn note_refusal(self, server: &Server, refusal: &Refusal) {
+        server.metrics.refused(refusal.code);
+        server.audit.tell(Event::LinkRefused {
+            who: self.who,
+            configuration: self.configuration,
+            session: self.session,
+            code: refusal.code,
+            reason: refusal.reason.clone(),
+        });
+    }
 }
 
 /// A handshake that is none (RFC 6455, section 4.2).
@@ -166,13 +202,10 @@ fn switch_protocols(accept: &str, request: &HeaderMap) -> Response<Body> {
 /// Somebody whom we know takes one of the places for links, also for as long as it takes to refuse them.
 fn enter(
     server: &Server,
-    client: &Client,
+    identity: Option<Identity>,
     request: &Request<Incoming>,
 ) -> Result<(Result<Admission, Refusal>, OwnedSemaphorePermit), Refusal> {
-    let identity = server
-        .auth
-        .identify(client, request.headers())
-        .ok_or_else(Refusal::not_allowed)?;
+    let identity = identity.ok_or_else(Refusal::not_allowed)?;
     let place = Arc::clone(&server.links)
         .try_acquire_owned()
         .map_err(|_| Refusal::too_many())?;
@@ -239,7 +272,7 @@ async fn keep(
     server: &Server,
     connection: OnUpgrade,
     admission: Result<Admission, Refusal>,
-    from: String,
+    applicant: Applicant,
 ) {
     // Fails when the client goes before it is answered.
     let Ok(connection) = connection.await else {
@@ -253,8 +286,9 @@ async fn keep(
         identity,
     } = match admission {
         Ok(admission) => admission,
-        Err(Refusal { code, reason }) => {
-            server.metrics.refused(code);
+        Err(refusal) => {
+            applicant.note_refusal(server, &refusal);
+            let Refusal { code, reason } = refusal;
             return websocket::accept(connection, 0).close(code, &reason).await;
         }
     };
@@ -270,13 +304,14 @@ async fn keep(
     let socket = websocket::accept(connection, max_request);
     let peer = Peer {
         user: identity.user.clone(),
-        from,
+        from: applicant.who.from.clone(),
         session,
     };
     let (link, keeper) = websocket::link(socket, kind, peer, slot.configuration().silence);
     let commands = link.commands.clone();
-    if let Err(Refusal { code, reason }) = server.registry.offer(&slot, takeover, link).await {
-        server.metrics.refused(code);
+    if let Err(refusal) = server.registry.offer(&slot, takeover, link).await {
+        applicant.note_refusal(server, &refusal);
+        let Refusal { code, reason } = refusal;
         if code == refusal::FAILED {
             // Not the client's fault, so whoever looks after this machine wants to know; whole, for a close frame cuts.
             report::error(format_args!(

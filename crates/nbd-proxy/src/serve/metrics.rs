@@ -12,6 +12,8 @@ use super::{
     registry::Registry,
 };
 
+use crate::audit::Audit;
+
 type Labels = Vec<(&'static str, String)>;
 
 /// Counters of what happens by the way. What a session counts is read from the sessions when it is asked for.
@@ -37,7 +39,7 @@ impl Metrics {
     }
 
     /// Answers `GET /metrics`.
-    pub(super) fn render(&self, sessions: &Registry) -> Response<Body> {
+    pub(super) fn render(&self, sessions: &Registry, audit: &Audit) -> Response<Body> {
         let mut names = Names::with_prefix("nbd_proxy");
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
         names.register("build", "The running program", Info::new(version));
@@ -50,6 +52,13 @@ impl Metrics {
             "refused_links",
             "Links refused, by close code",
             self.refused.clone(),
+        );
+        let lost = Counter::<u64>::default();
+        lost.inc_by(audit.lost());
+        names.register(
+            "audit_lost_events",
+            "Events that the audit trail lacks",
+            lost,
         );
         register_sessions(&mut names, sessions);
         let mut text = String::new();

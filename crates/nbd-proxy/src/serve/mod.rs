@@ -25,19 +25,22 @@ use std::{
 
 use anyhow::Context as _;
 use tokio::{
+    net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::spawn_blocking,
     time::timeout,
 };
 
 use crate::{
+    audit::{self, Audit, Event, Who},
     cli::ServeArgs,
     config::{Config, ConfigError, Strictness},
     control::{self, ControlListener},
     paths, report,
     signals::Signals,
 };
-use auth::Auth;
 pub(crate) use auth::random_hex;
+use auth::{Auth, Identity};
 use metrics::Metrics;
 use registry::Registry;
 
@@ -54,6 +57,7 @@ struct Server {
     registry: Registry,
     metrics: Metrics,
     links: Arc<Semaphore>,
+    audit: Audit,
     stopping: watch::Receiver<bool>,
 }
 
@@ -77,6 +81,14 @@ impl Client {
             peer,
             tls: false,
             _place: place,
+        }
+    }
+
+    /// For the audit trail.
+    fn who(&self, identity: Option<&Identity>) -> Who {
+        Who {
+            user: identity.map(|identity| identity.user.clone()),
+            from: self.peer.to_string(),
         }
     }
 }
@@ -117,9 +129,12 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         .local_addr()?;
     let state_dir = paths::state_dir(config.serve.state_dir.as_deref());
     let auth = Auth::new(first.port(), &config.serve, state_dir).context("no random numbers")?;
+    let audit = audit::of(&config.serve)?;
+    audit.tell(started(&listeners));
     let (stop, stopping) = watch::channel(false);
     let server = Arc::new(Server {
-        registry: Registry::new(&config, &runtime_dir),
+        registry: Registry::new(&config, &runtime_dir, &audit),
+        audit: audit.clone(),
         metrics: Metrics::default(),
         links: Arc::new(Semaphore::new(LINKS as usize)),
         auth,
@@ -139,7 +154,23 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let ended = end_sessions(&server, &config, &mut signals).await;
     // It takes its socket away.
     let _ = control.await;
+    let reason = match &ended {
+        Ok(()) => signal.to_string(),
+        Err(error) => format!("{signal}; {error}"),
+    };
+    audit.tell(Event::ServerStopped { reason });
+    let _ = spawn_blocking(move || audit.flush()).await;
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+fn started(listeners: &[TcpListener]) -> Event {
+    let addresses = listeners
+        .iter()
+        .filter_map(|listener| listener.local_addr().ok());
+    Event::ServerStarted {
+        version: env!("CARGO_PKG_VERSION"),
+        listen: addresses.map(|address| address.to_string()).collect(),
+    }
 }
 
 /// Ends every session in order: in bounded time, or at once on a second signal.

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     attachment::{Attachment, EjectError, Ejected, Outcome, Phase, Settings, Status},
+    audit::Audit,
     claim::Claim,
     config::{Config, Configuration},
     link::{Link, Peer},
@@ -39,12 +40,18 @@ pub(super) struct Registry {
 
 impl Registry {
     /// A slot for each configuration. R is `runtime_dir`.
-    pub(super) fn new(config: &Arc<Config>, runtime_dir: &Path) -> Self {
+    pub(super) fn new(config: &Arc<Config>, runtime_dir: &Path, audit: &Audit) -> Self {
         let (sender, version) = watch::channel(0);
         let sender = Arc::new(sender);
         let slots = (0..config.configurations.len())
             .map(|index| {
-                let slot = Arc::new(Slot::new(Arc::clone(config), index, runtime_dir.to_owned()));
+                let slot = Slot::new(
+                    Arc::clone(config),
+                    index,
+                    runtime_dir.to_owned(),
+                    audit.clone(),
+                );
+                let slot = Arc::new(slot);
                 tokio::spawn(publish(Arc::clone(&slot), Arc::clone(&sender)));
                 slot
             })
@@ -180,6 +187,7 @@ pub(super) struct Slot {
     config: Arc<Config>,
     index: usize,
     runtime_dir: PathBuf,
+    audit: Audit,
     gate: tokio::sync::Mutex<()>,
     occupancy: watch::Sender<Occupancy>,
     /// The JSON of [`Slot::view`], as it was told last.
@@ -187,11 +195,12 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    fn new(config: Arc<Config>, index: usize, runtime_dir: PathBuf) -> Self {
+    fn new(config: Arc<Config>, index: usize, runtime_dir: PathBuf, audit: Audit) -> Self {
         let slot = Self {
             config,
             index,
             runtime_dir,
+            audit,
             gate: tokio::sync::Mutex::default(),
             occupancy: watch::Sender::default(),
             told: watch::Sender::default(),
@@ -292,7 +301,12 @@ impl Slot {
     async fn begin(self: &Arc<Self>, link: Link) -> Result<(), Refusal> {
         let configuration = self.configuration();
         let claim = Claim::acquire(configuration, &self.runtime_dir).await?;
-        let settings = Settings::for_serve(&self.config, configuration, self.runtime_dir.clone());
+        let settings = Settings::for_serve(
+            &self.config,
+            configuration,
+            self.runtime_dir.clone(),
+            self.audit.clone(),
+        );
         let id = match &link.peer.session {
             Some(id) => id.clone(),
             None => auth::random_hex::<16>().map_err(|error| Refusal::failed(&error))?,

@@ -69,8 +69,13 @@ async fn dispatch(
                 return http::unauthorized(UNKNOWN);
             };
             let mut response = match path[..] {
-                ["metrics"] => only_get(&method, || server.metrics.render(&server.registry)),
-                _ => api::answer(server, &method, &path[2..], body).await,
+                ["metrics"] => only_get(&method, || {
+                    server.metrics.render(&server.registry, &server.audit)
+                }),
+                _ => {
+                    let who = client.who(Some(&identity));
+                    api::answer(server, who, &method, &path[2..], body).await
+                }
             };
             if let Some(cookie) = (server.auth.renew(client, &request.headers, &identity)).await {
                 response.headers_mut().insert(header::SET_COOKIE, cookie);

@@ -1,0 +1,176 @@
+//! What the trail tells of. docs/security.md lists events and members; they are what other programs read.
+
+use serde::Serialize;
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// `serve` takes connections.
+    ServerStarted {
+        /// Of nbd-proxy.
+        version: &'static str,
+        /// The addresses it listens on.
+        listen: Vec<String>,
+    },
+    /// `serve` is about to end.
+    ServerStopped {
+        /// A sentence.
+        reason: String,
+    },
+    /// A link was refused.
+    LinkRefused {
+        /// Who.
+        #[serde(flatten)]
+        who: Who,
+        /// As it was asked for.
+        configuration: Option<String>,
+        /// The session that it named.
+        session: Option<String>,
+        /// Of the close frame.
+        code: u16,
+        /// What was said to the peer.
+        reason: String,
+    },
+    /// The machine has the device.
+    Attached(Session),
+    /// A link of the same user and image serves a session that had lost its own.
+    Resumed(Session),
+    /// Another link of the same user serves the session on.
+    TakenOver(Session),
+    /// The session's link is lost; the machine waits.
+    Held {
+        /// Which.
+        #[serde(flatten)]
+        session: Session,
+        /// A sentence.
+        reason: String,
+    },
+    /// The session's link is gone, and the copy serves on.
+    Alone {
+        /// Which.
+        #[serde(flatten)]
+        session: Session,
+        /// A sentence.
+        reason: String,
+    },
+    /// The image is here as a whole; its hash is known.
+    Kept(Session),
+    /// Somebody wants the device to be detached.
+    EjectAsked {
+        /// Who.
+        #[serde(flatten)]
+        who: Who,
+        /// Of which configuration.
+        configuration: String,
+    },
+    /// Somebody wants the device to be detached, whoever uses it.
+    EjectForced {
+        /// Who.
+        #[serde(flatten)]
+        who: Who,
+        /// Of which configuration.
+        configuration: String,
+    },
+    /// An eject was refused; nothing has changed.
+    EjectRefused {
+        /// Who.
+        #[serde(flatten)]
+        who: Who,
+        /// Of which configuration.
+        configuration: String,
+        /// A sentence.
+        reason: String,
+    },
+    /// The device is detached.
+    Ended {
+        /// Which.
+        #[serde(flatten)]
+        session: Session,
+        /// Whether it ended as it should.
+        in_order: bool,
+        /// A sentence.
+        reason: String,
+    },
+    /// So many refusals of people whom we don't know came before the next one that they were not told.
+    EventsOmitted {
+        /// How many.
+        count: u64,
+    },
+    /// The trail lacks events that happened before this one.
+    EventsLost {
+        /// How many.
+        count: u64,
+    },
+}
+
+impl Event {
+    /// Whether somebody who looks after the machine should look at it.
+    pub(super) fn is_warning(&self) -> bool {
+        matches!(
+            self,
+            Self::LinkRefused { .. }
+                | Self::EjectForced { .. }
+                | Self::Ended {
+                    in_order: false,
+                    ..
+                }
+                | Self::EventsOmitted { .. }
+                | Self::EventsLost { .. }
+        )
+    }
+
+    /// Whether somebody can cause it as often as they like without being known.
+    pub(super) fn is_of_stranger(&self) -> bool {
+        matches!(self, Self::LinkRefused { who, .. } if who.user.is_none())
+    }
+}
+
+/// Who did something, and from where.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Who {
+    /// None where nobody is known.
+    pub(crate) user: Option<String>,
+    /// `127.0.0.1:4711`, `the control socket`.
+    pub(crate) from: String,
+}
+
+/// A session, as far as it is known at the time.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Session {
+    /// Who serves its image, or did so last.
+    pub(crate) user: String,
+    /// From where.
+    pub(crate) from: String,
+    /// Where it is attached.
+    pub(crate) configuration: String,
+    /// Its ID.
+    pub(crate) session: String,
+    /// None until it was announced.
+    pub(crate) image: Option<Image>,
+    /// What the machine has; None where there is none.
+    pub(crate) device: Option<String>,
+    /// Whether the machine can only read.
+    pub(crate) read_only: bool,
+    /// Bytes that the machine has read.
+    pub(crate) bytes_read: u64,
+    /// Bytes that the machine has written.
+    pub(crate) bytes_written: u64,
+    /// Requests of the machine that were answered.
+    pub(crate) requests: u64,
+    /// Since the session began, in milliseconds.
+    pub(crate) duration_ms: u64,
+}
+
+/// An image, as whoever serves it announced it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub(crate) struct Image {
+    /// File name; any text.
+    pub(crate) name: String,
+    /// Bytes.
+    pub(crate) size: u64,
+    /// Milliseconds since 1970, where known.
+    pub(crate) modified: Option<i64>,
+    /// In hexadecimal, once a whole copy is kept.
+    pub(crate) sha256: Option<String>,
+}
