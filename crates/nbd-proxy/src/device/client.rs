@@ -10,21 +10,24 @@ use std::{
 
 use bytes::{Buf, Bytes, BytesMut};
 use nbd::{
-    BlockSizes, Export, Failure, Reply,
+    BlockSizes, Command, Export, Failure, Reply,
     server::{
         Handshake, HandshakeError, HandshakeEvent, HandshakeLimits, Incoming, ReplyTo,
         Transmission, TransmissionError,
     },
-    wire::TransmissionFlags,
+    wire::{CommandFlags, TransmissionFlags},
 };
 use nbd_session::Geometry;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
     sync::mpsc,
-    time::timeout,
+    time::{Interval, MissedTickBehavior, interval, timeout},
 };
 
-use super::{Completion, DeviceRequest, ReplySlot};
+use super::{
+    Completion, DeviceRequest, ReplySlot,
+    budget::{Inlet, Share},
+};
 
 /// How long a client may take to choose an export.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
@@ -33,6 +36,14 @@ const MAX_REQUESTS: usize = 64;
 /// Bytes of requests and replies held for one client above which no more are taken from it. One request may exceed
 /// it: the longest is [`MAX_PAYLOAD`].
 const MAX_BYTES: usize = 16 << 20;
+/// A request takes this much memory at least, in bytes.
+const LEAST_COST: usize = 4096;
+/// Bytes of replies beyond its share, such as refusals, above which no more requests are taken from a client.
+const UNSHARED: usize = 256 << 10;
+/// How often it is looked how much a client has read and sent.
+const LOOK: Duration = Duration::from_secs(10);
+/// Who reads and sends fewer bytes in that time, and keeps others waiting, is dropped.
+const LEAST_PROGRESS: usize = 1 << 20;
 /// The longest READ or WRITE, in bytes; what clients assume where nothing is announced.
 const MAX_PAYLOAD: u32 = 32 << 20;
 /// Room for one read of the socket.
@@ -58,6 +69,12 @@ pub(crate) enum ClientError {
     /// It did not choose an export in time.
     #[error("no export was chosen within {} s", HANDSHAKE_TIME.as_secs())]
     Slow,
+    /// It doesn't read its replies, or doesn't send what it announced, and others wait for that memory.
+    #[error(
+        "it read or sent next to nothing for {} s while other clients waited for the memory that it held",
+        LOOK.as_secs()
+    )]
+    Stuck,
     /// It broke a rule of transmission.
     #[error(transparent)]
     Transmission(#[from] TransmissionError),
@@ -113,12 +130,12 @@ impl ClientError {
 pub(crate) async fn serve<S>(
     stream: S,
     exports: Vec<Export>,
-    requests: mpsc::Sender<DeviceRequest>,
+    inlet: Inlet,
 ) -> Result<ClientEnd, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    match serve_from_handshake(stream, exports, requests).await {
+    match serve_from_handshake(stream, exports, inlet).await {
         Err(error) if error.is_leaving() => Ok(ClientEnd::Closed),
         result => result,
     }
@@ -127,13 +144,13 @@ where
 async fn serve_from_handshake<S>(
     mut stream: S,
     exports: Vec<Export>,
-    requests: mpsc::Sender<DeviceRequest>,
+    inlet: Inlet,
 ) -> Result<ClientEnd, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     match timeout(HANDSHAKE_TIME, shake_hands(&mut stream, exports)).await {
-        Ok(Ok(Some(transmission))) => serve_transmission(stream, transmission, requests).await,
+        Ok(Ok(Some(transmission))) => serve_transmission(stream, transmission, inlet).await,
         Ok(Ok(None)) => Ok(ClientEnd::Disconnect),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(ClientError::Slow),
@@ -176,7 +193,7 @@ where
 pub(crate) async fn serve_transmission<S>(
     stream: S,
     transmission: Transmission,
-    requests: mpsc::Sender<DeviceRequest>,
+    inlet: Inlet,
 ) -> Result<ClientEnd, ClientError>
 where
     S: AsyncRead + AsyncWrite,
@@ -187,11 +204,14 @@ where
         reader,
         input: BytesMut::new(),
         transmission,
-        requests,
+        share: inlet.share(),
+        requests: inlet.requests,
         completed,
         completions,
         waiting: HashMap::new(),
         waiting_bytes: 0,
+        held_back: None,
+        announced: 0,
         next_tag: 0,
         output: Output {
             writer,
@@ -199,8 +219,29 @@ where
             bytes: 0,
         },
         leaving: false,
+        moved: 0,
+        behind: false,
     };
     connection.run().await
+}
+
+/// A request as the client sent it.
+struct Request {
+    reply_to: ReplyTo,
+    flags: CommandFlags,
+    command: Command,
+}
+
+impl Request {
+    /// What it takes of memory, in bytes.
+    fn cost(&self) -> usize {
+        let data = match &self.command {
+            Command::Read { length, .. } => usize::try_from(*length).unwrap_or(usize::MAX),
+            Command::Write { data, .. } => data.len(),
+            _ => 0,
+        };
+        data.max(LEAST_COST)
+    }
 }
 
 /// A request that is being carried out.
@@ -218,40 +259,65 @@ struct Connection<S> {
     completions: mpsc::UnboundedReceiver<Completion>,
     waiting: HashMap<u64, Waiting>,
     waiting_bytes: usize,
+    share: Share,
+    /// The next request, which waits for its share.
+    held_back: Option<Request>,
+    /// Bytes of a WRITE whose data is on its way, for which there is a share.
+    announced: usize,
     next_tag: u64,
     output: Output<S>,
     /// `NBD_CMD_DISC` has come: what is outstanding is answered, nothing more is taken.
     leaving: bool,
+    /// Bytes read and written since the last look at how fast the client is.
+    moved: usize,
+    /// It had something to read or to send all the time since then.
+    behind: bool,
 }
 
 enum Step {
     Input(usize),
     Completions,
-    Sent,
+    Sent(usize),
+    Granted,
+    Look,
 }
 
 impl<S: AsyncRead + AsyncWrite> Connection<S> {
     async fn run(mut self) -> Result<ClientEnd, ClientError> {
         let mut completions = Vec::new();
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             if !self.take_requests().await? {
                 return Ok(ClientEnd::Closed);
             }
+            self.share
+                .shrink_to(self.waiting_bytes + self.announced + self.output.bytes);
+            self.behind &= self.owes();
             if self.leaving && self.waiting.is_empty() && self.output.is_empty() {
                 return Ok(ClientEnd::Disconnect);
             }
-            match self.step(&mut completions).await? {
+            match self.step(&mut completions, &mut looks).await? {
                 Step::Input(0) => return Ok(ClientEnd::Closed),
-                Step::Input(_) => self.transmission.handle_input(self.input.split().freeze()),
+                Step::Input(count) => {
+                    self.moved += count;
+                    self.transmission.handle_input(self.input.split().freeze());
+                }
                 Step::Completions => completions
                     .drain(..)
                     .for_each(|completion| self.complete(completion)),
-                Step::Sent => {}
+                Step::Sent(count) => self.moved += count,
+                Step::Granted => {}
+                Step::Look => self.look()?,
             }
         }
     }
 
-    async fn step(&mut self, completions: &mut Vec<Completion>) -> io::Result<Step> {
+    async fn step(
+        &mut self,
+        completions: &mut Vec<Completion>,
+        looks: &mut Interval,
+    ) -> io::Result<Step> {
         let taking = self.takes_requests();
         if taking && self.input.capacity() < READ_ROOM / 16 {
             self.input.reserve(READ_ROOM);
@@ -259,21 +325,66 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
         tokio::select! {
             count = self.reader.read_buf(&mut self.input), if taking => Ok(Step::Input(count?)),
             _ = self.completions.recv_many(completions, MAX_REQUESTS) => Ok(Step::Completions),
-            result = self.output.send(), if !self.output.is_empty() => result.map(|()| Step::Sent),
+            count = self.output.send(), if !self.output.is_empty() => count.map(Step::Sent),
+            () = self.share.granted(), if self.share.is_waiting() => Ok(Step::Granted),
+            _ = looks.tick() => Ok(Step::Look),
         }
     }
 
     fn takes_requests(&self) -> bool {
         !self.leaving
+            && !self.share.is_waiting()
             && self.waiting.len() < MAX_REQUESTS
             && self.waiting_bytes + self.output.bytes < MAX_BYTES
+            && self.waiting_bytes + self.output.bytes < self.share.held() + UNSHARED
+    }
+
+    /// Whether the client has something to read, or to send.
+    fn owes(&self) -> bool {
+        !self.output.is_empty() || self.announced > 0
+    }
+
+    /// Who holds memory for which others wait, and moves next to nothing, is dropped.
+    fn look(&mut self) -> Result<(), ClientError> {
+        if self.behind && self.moved < LEAST_PROGRESS && self.share.others_wait() {
+            return Err(ClientError::Stuck);
+        }
+        self.moved = 0;
+        self.behind = self.owes();
+        Ok(())
     }
 
     /// Hands on what has arrived, as far as the limits allow. False when there is no volume any more.
     async fn take_requests(&mut self) -> Result<bool, ClientError> {
         while self.takes_requests() {
+            let Some(request) = self.next_request()? else {
+                break;
+            };
+            let cost = request.cost();
+            if self.announced > 0 {
+                self.announced = 0;
+            } else if !self.share.take(cost) {
+                self.held_back = Some(request);
+                break;
+            }
+            if !self.hand_on(request, cost).await {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// None: there is none yet.
+    fn next_request(&mut self) -> Result<Option<Request>, ClientError> {
+        if let Some(request) = self.held_back.take() {
+            return Ok(Some(request));
+        }
+        while self.takes_requests() {
             match self.transmission.poll_request()? {
-                None => break,
+                None => {
+                    self.announce();
+                    return Ok(None);
+                }
                 Some(Incoming::Disconnect) => self.leaving = true,
                 Some(Incoming::Refused { reply_to, failure }) => self.reply(reply_to, Err(failure)),
                 Some(Incoming::Request {
@@ -281,30 +392,43 @@ impl<S: AsyncRead + AsyncWrite> Connection<S> {
                     flags,
                     command,
                 }) => {
-                    let tag = self.next_tag;
-                    self.next_tag += 1;
-                    let bytes = usize::try_from(command.length())
-                        .unwrap_or(usize::MAX)
-                        .min(MAX_PAYLOAD as usize);
-                    self.waiting_bytes += bytes;
-                    self.waiting.insert(tag, Waiting { reply_to, bytes });
-                    let reply = ReplySlot::new(tag, self.completed.clone());
-                    if self
-                        .requests
-                        .send(DeviceRequest {
-                            flags,
-                            command,
-                            reply,
-                        })
-                        .await
-                        .is_err()
-                    {
-                        return Ok(false);
-                    }
+                    return Ok(Some(Request {
+                        reply_to,
+                        flags,
+                        command,
+                    }));
                 }
             }
         }
-        Ok(true)
+        Ok(None)
+    }
+
+    /// The data of a WRITE is read when there is a share for all of it.
+    fn announce(&mut self) {
+        let awaited = self.transmission.awaited_payload();
+        let cost = awaited.map_or(0, |length| (length as usize).max(LEAST_COST));
+        if self.announced == 0 && cost > 0 && self.share.take(cost) {
+            self.announced = cost;
+        }
+    }
+
+    async fn hand_on(&mut self, request: Request, bytes: usize) -> bool {
+        let Request {
+            reply_to,
+            flags,
+            command,
+        } = request;
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.waiting_bytes += bytes;
+        self.waiting.insert(tag, Waiting { reply_to, bytes });
+        let reply = ReplySlot::new(tag, self.completed.clone());
+        let request = DeviceRequest {
+            flags,
+            command,
+            reply,
+        };
+        self.requests.send(request).await.is_ok()
     }
 
     fn complete(&mut self, (tag, result): Completion) {
@@ -340,8 +464,8 @@ impl<S: AsyncWrite> Output<S> {
         }
     }
 
-    /// Writes once. Cancel safe: nothing is taken off the queue before it was written.
-    async fn send(&mut self) -> io::Result<()> {
+    /// Writes once, and says how many bytes. Cancel safe: nothing is taken off the queue before it was written.
+    async fn send(&mut self) -> io::Result<usize> {
         let Self { writer, pieces, .. } = self;
         let written = poll_fn(|context| {
             let mut slices = [IoSlice::new(&[]); MAX_PIECES];
@@ -358,7 +482,7 @@ impl<S: AsyncWrite> Output<S> {
         }
         self.bytes -= written;
         self.consume(written);
-        Ok(())
+        Ok(written)
     }
 
     fn consume(&mut self, mut written: usize) {
@@ -372,3 +496,6 @@ impl<S: AsyncWrite> Output<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

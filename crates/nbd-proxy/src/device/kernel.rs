@@ -141,7 +141,7 @@ impl Serving {
         let leaving = Arc::new(AtomicBool::new(false));
         let expected = leaving.clone();
         let task = tokio::spawn(async move {
-            let end = client::serve_transmission(stream, transmission, requests).await;
+            let end = client::serve_transmission(stream, transmission, requests.into()).await;
             if !expected.load(Ordering::Acquire) {
                 report_end(end, &events);
             }

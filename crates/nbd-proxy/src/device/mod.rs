@@ -4,6 +4,7 @@
 //! answers its requests, since it may wait for exactly those answers.
 
 mod blocking;
+mod budget;
 pub(crate) mod client;
 #[cfg(feature = "fuse")]
 pub(crate) mod fuse;

@@ -22,12 +22,12 @@ use rustix::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener, UnixStream},
-    sync::{Notify, mpsc},
+    sync::Notify,
     task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 
-use super::{AttachRequest, Detached, DeviceError, DeviceRequest, client};
+use super::{AttachRequest, Detached, DeviceError, budget::Inlet, client};
 use crate::{paths, report};
 
 /// How many clients one device has at most.
@@ -65,7 +65,7 @@ impl SocketDevice {
             exports: ["", &request.name]
                 .map(|name| client::export(name, &request.geometry))
                 .to_vec(),
-            requests: request.requests,
+            inlet: request.requests.into(),
             clients: Arc::clone(&clients),
             path: path.clone(),
             tasks: JoinSet::new(),
@@ -306,7 +306,7 @@ enum Listener {
 struct Acceptor {
     listener: Listener,
     exports: Vec<Export>,
-    requests: mpsc::Sender<DeviceRequest>,
+    inlet: Inlet,
     clients: Arc<Clients>,
     path: String,
     tasks: JoinSet<()>,
@@ -353,14 +353,10 @@ impl Acceptor {
             ));
             return;
         };
-        let (exports, requests, path) = (
-            self.exports.clone(),
-            self.requests.clone(),
-            self.path.clone(),
-        );
+        let (exports, inlet, path) = (self.exports.clone(), self.inlet.clone(), self.path.clone());
         self.tasks.spawn(async move {
             let _entry = entry;
-            if let Err(error) = client::serve(stream, exports, requests).await {
+            if let Err(error) = client::serve(stream, exports, inlet).await {
                 report::warning(format_args!("{path}: dropped {peer}: {error}"));
             }
         });

@@ -124,6 +124,15 @@ impl Transmission {
         }
     }
 
+    /// The length of a WRITE whose data is awaited, in bytes, once [`Self::poll_request`] has given `None`: what feeding
+    /// more input may make this keep.
+    pub fn awaited_payload(&self) -> Option<u32> {
+        match &self.state {
+            State::Payload { header, .. } => Some(header.length),
+            _ => None,
+        }
+    }
+
     /// Appends the bytes of a reply to `out`: a header, and for READ the parts of its data.
     ///
     /// A reply that does not fit the request, such as data of another length than was asked for,
