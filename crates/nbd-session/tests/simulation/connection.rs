@@ -33,6 +33,7 @@ pub(crate) struct Connection {
     next_request: u64,
     in_flight: u64,
     structured: bool,
+    last_reply: Vec<Bytes>,
 }
 
 /// A request without a reply.
@@ -73,6 +74,7 @@ impl Connection {
             next_request: 0,
             in_flight: 0,
             structured: false,
+            last_reply: Vec::new(),
         }
     }
 
@@ -131,8 +133,14 @@ impl Connection {
         {
             self.in_flight -= cost(&command, self.structured);
             transmission.reply(reply_to, result, &mut output);
+            self.last_reply.clone_from(&output);
         }
         output
+    }
+
+    /// The reply that was sent last, again.
+    pub(crate) fn duplicate(&self) -> Bytes {
+        self.last_reply.concat().into()
     }
 
     fn handshake_output(&mut self) -> Vec<Bytes> {

@@ -83,7 +83,9 @@ impl World {
 
     /// The page breaks a rule.
     fn misbehave(&mut self, connection: usize) {
-        let nonsense = match self.random.below(3) {
+        let duplicate = self.connections[connection].duplicate();
+        let nonsense = match self.random.below(4) {
+            3 if !duplicate.is_empty() => Message::Data(duplicate),
             0 => Message::Data(Bytes::from_static(&[0xff; 64])),
             1 => Message::Text("{".into()),
             _ => Message::Text(r#"{"type":"image","name":"again","size":1}"#.into()),

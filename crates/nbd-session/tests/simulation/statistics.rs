@@ -8,7 +8,7 @@ use std::fmt;
 pub(crate) struct Statistics(BTreeMap<&'static str, u64>);
 
 /// What a thousand schedules must contain.
-const EXPECTED: [&str; 22] = [
+const EXPECTED: [&str; 24] = [
     "answered",
     "answered after the end",
     "copy: alone",
@@ -24,6 +24,8 @@ const EXPECTED: [&str; 22] = [
     "ended: refused",
     "failed",
     "held",
+    "hold expired while a link is compared",
+    "late data of older links",
     "link closed: 1002",
     "link closed: 4408",
     "link closed: 4410",

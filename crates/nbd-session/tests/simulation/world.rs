@@ -74,6 +74,8 @@ pub(crate) struct World {
     pub(crate) leaves: u64,
     /// How long connections take, at most.
     pub(crate) latency: u64,
+    /// The page still answers on connections that it has left.
+    lingers: bool,
     /// Nobody answers for so long that requests may fail, or are given up.
     pub(crate) stalled: bool,
     pub(crate) keeper: Option<Keeper>,
@@ -111,6 +113,8 @@ impl World {
         if random.percent(10) {
             page.errors = random.pick(&[1, 10, 50]);
         }
+        // Writes are carried out for the newest connection alone.
+        let lingers = !writable && random.percent(50);
         let keeper = random.percent(60).then(|| Keeper::new(&mut random));
         Self {
             writable,
@@ -132,6 +136,7 @@ impl World {
             machine: None,
             page,
             connections: Vec::new(),
+            lingers,
             stalled: false,
             keeper,
             independent: false,
@@ -203,7 +208,7 @@ impl World {
         match (timer, self.agenda.next_at()) {
             (Some(timer), next) if next.is_none_or(|next| timer <= next) => {
                 self.agenda.now = self.agenda.now.max(timer);
-                self.volume.handle_timeout(self.agenda.instant());
+                self.time_passes();
             }
             _ => match self.agenda.take_next() {
                 Some(event) => self.happen(event),
@@ -211,6 +216,16 @@ impl World {
             },
         }
         self.drain();
+    }
+
+    fn time_passes(&mut self) {
+        let newest = self.connections.last();
+        let compared = self.held && newest.is_some_and(|link| !link.gone && !link.silent);
+        self.volume.handle_timeout(self.agenda.instant());
+        if compared && self.volume.is_ended() {
+            self.statistics
+                .count("hold expired while a link is compared");
+        }
     }
 
     pub(crate) fn happen(&mut self, event: Event) {
@@ -302,7 +317,7 @@ impl World {
             0
         };
         let here = &mut self.connections[connection];
-        if here.silent || here.dead {
+        if here.silent || here.dead && !self.lingers {
             return;
         }
         let (output, requests) = here.receive(data, self.config.max_in_flight + given_up);
@@ -323,7 +338,7 @@ impl World {
 
     fn execute(&mut self, connection: usize, request: u64) {
         let here = &mut self.connections[connection];
-        if !here.dead {
+        if !here.dead || self.lingers {
             here.execute(&mut self.page, &mut self.random, request);
             self.check_unflushed();
             let delay = self.random.below(2 * self.latency + 2);
@@ -339,7 +354,7 @@ impl World {
 
     fn reply(&mut self, connection: usize, request: u64) {
         let here = &mut self.connections[connection];
-        if !here.dead {
+        if !here.dead || self.lingers {
             let output = here.reply(request);
             self.send_to_session(connection, output);
         }
@@ -377,6 +392,9 @@ impl World {
             return;
         }
         // Messages of forgotten links arrive, too: the session has to ignore them.
+        if here.gone && matches!(message, Message::Data(_)) {
+            self.statistics.count("late data of older links");
+        }
         match message {
             Message::Data(data) => self.volume.handle_data(now, here.link, data),
             Message::Text(text) => self.volume.handle_text(now, here.link, &text),
