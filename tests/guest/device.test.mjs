@@ -227,7 +227,10 @@ test("eject refuses a mounted device naming the mount, and --force says that it 
 
   const forced = await guest.try(`${setting.env} ${PROGRAM} eject 0 --force`);
   assert.equal(forced.status, 0, forced.stdout);
-  assert.equal((await server.session("0")).state, "draining");
+  assert.match(forced.stdout, /once this has ended: .*\/tmp\/used/);
+  const { state, draining_for } = await server.session("0");
+  assert.equal(state, "draining");
+  assert.match(draining_for.join(), /\/tmp\/used/);
   await guest.run("umount /tmp/used");
   await server.detached("0");
   await share.ended();

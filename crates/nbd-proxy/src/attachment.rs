@@ -29,8 +29,8 @@ use crate::{
     link::{Link, Peer},
 };
 
-/// How long an eject by force may take before it is answered.
-const FORCED_EJECT: Duration = Duration::from_secs(5);
+/// How long an eject by force may take before it is answered: who asked has the answer within 5 s.
+const FORCED_EJECT: Duration = Duration::from_millis(4500);
 
 /// How much is asked of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

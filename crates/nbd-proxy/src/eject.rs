@@ -22,15 +22,24 @@ pub(crate) async fn run(args: EjectArgs) -> anyhow::Result<ExitCode> {
     );
     let body = EjectRequest { force: args.force };
     match control::ask::<ConfigurationView>(args.control, Method::POST, &address, &body).await? {
-        Answer::Done(StatusCode::ACCEPTED, _) => {
+        Answer::Done(StatusCode::ACCEPTED, view) => {
+            let causes = view.session.map(|session| session.draining_for);
             println!(
-                "{}: being detached; it takes another image once the state hook has ended and the last program has closed the \
-                 device",
-                args.configuration
+                "{}: being detached; it takes another image once this has ended: {}",
+                args.configuration,
+                describe(&causes.unwrap_or_default())
             );
         }
         Answer::Done(..) => println!("{}: nothing is attached any more", args.configuration),
         Answer::Refused(refusal) => bail!("{}", refusal.error),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What still drains, also where that is not known.
+fn describe(causes: &[String]) -> String {
+    if causes.is_empty() {
+        return "the state hook, and the last program that has the device open".into();
+    }
+    causes.join(", ")
 }

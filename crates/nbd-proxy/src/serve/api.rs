@@ -69,6 +69,9 @@ pub(crate) struct SessionView {
     pub(crate) requests: u64,
     /// While held: seconds until the session is given up.
     pub(crate) seconds_left: Option<u64>,
+    /// While draining: what has to end before the device is free, as far as that is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) draining_for: Vec<String>,
     /// How far the copy of the image is that is kept here; None where none is wanted.
     pub(crate) keep: Option<KeepState>,
 }
@@ -141,6 +144,7 @@ impl SessionView {
             bytes_read: status.bytes_read,
             requests: status.requests,
             seconds_left,
+            draining_for: status.draining_for.clone(),
             keep: status.keep.clone(),
         })
     }
@@ -255,7 +259,13 @@ async fn eject(server: &Server, slot: &Slot, who: Who, body: Incoming) -> Respon
     }
     match ejected {
         Ok(Ejected::Free) => http::json(StatusCode::OK, &slot.view()),
-        Ok(Ejected::Draining { .. }) => http::json(StatusCode::ACCEPTED, &slot.view()),
+        Ok(Ejected::Draining { users }) => {
+            let mut view = slot.view();
+            if let Some(session) = &mut view.session {
+                session.draining_for = users;
+            }
+            http::json(StatusCode::ACCEPTED, &view)
+        }
         Err(EjectError::InUse(users)) => {
             let error = format!(
                 "{} is in use: {}; end that first, or eject by force, which makes what is outstanding fail",

@@ -182,6 +182,29 @@ async fn while_the_stop_hook_runs_the_configuration_is_draining() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_eject_by_force_does_not_wait_for_the_stop_hook_and_says_what_it_left() {
+    let server = Arc::new(Server::start());
+    server.write_hook("[ $1 = start ] || while [ ! -e go ]; do sleep 0.02; done");
+    let mut page = Page::open(&server, &link(ID)).await;
+    page.announce("a.iso", &image(1)).await;
+    let page = page.serve(&image(1));
+    blocking(&server, |server| {
+        server.wait_for_state("attached");
+        let ran = server.run(&["eject", "0", "--force"]);
+        assert!(ran.status.success(), "{ran:?}");
+        assert!(
+            ran.stdout.contains("the state hook has not finished"),
+            "{ran:?}"
+        );
+        assert_eq!(server.session()["state"], "draining");
+        std::fs::write(server.folder.path().join("go"), "").unwrap();
+        server.wait_until_free();
+    })
+    .await;
+    assert_eq!(page.ended().await.code, 1000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_start_hook_that_fails_ends_the_session_with_the_reason() {
     let server = Arc::new(Server::start());
     server.write_hook("[ $1 = stop ]");
