@@ -1,7 +1,7 @@
 // The page in a real browser: what people do wrong, what goes wrong, and that it says so.
 
 import assert from "node:assert/strict";
-import { truncate } from "node:fs/promises";
+import { open, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { INSECURE_NAME } from "../lib/browsers.mjs";
@@ -51,6 +51,32 @@ for (const name of /** @type {const} */ (["chromium", "firefox"])) {
     const { device } = await server.attached("0");
     const uri = `nbd+unix:///?socket=${device}`;
     await output("qemu-img", ["compare", "-f", "raw", "-F", "raw", second, uri]);
+  });
+
+  test(`${name}: eject says who uses the device, force does not ask, and another image can follow`, async (t) => {
+    const server = await serve(t, { 0: { device: "loop:" } });
+    const first = await noise(join(server.folder, "first"), 1 << 20);
+    const second = await noise(join(server.folder, "second"), 2 << 20);
+    const { tab, session } = await attach(t, name, server, first);
+    const user = await open(session.device);
+    await tab.click(".configuration > button");
+    const refused = () => tab.evaluate(`document.querySelector(".refusal").innerText`);
+    await waitFor("the page names who uses it", async () =>
+      new RegExp(`in use.*process ${process.pid} `, "is").test(await refused()),
+    );
+    assert.equal((await server.session("0")).state, "attached");
+
+    await tab.click(".refusal button");
+    await waitFor(
+      "the device is being detached",
+      async () => (await server.session("0")).state === "draining",
+    );
+    await user.close();
+    await server.detached("0");
+    await tab.choose("#file", second);
+    await tab.click("#go");
+    const { device } = await server.attached("0");
+    assert.equal(await sha256(device), await sha256(second));
   });
 
   test(`${name}: an empty file is refused with a reason`, async (t) => {

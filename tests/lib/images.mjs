@@ -21,7 +21,7 @@ import { output } from "./process.mjs";
 const INSTALLER = "/usr/lib/debian-installer/images/12/amd64/text";
 
 const INSTALLER_ENTRY = `
-	linux /boot/linux console=ttyS0 priority=low
+	linux /boot/linux console=ttyS0 no_timer_check priority=low
 	initrd /boot/initrd.gz`;
 
 /** What the installer of `bootableIso` says first on its serial console. */

@@ -11,7 +11,7 @@ const FILES = 8;
 const FILE_SIZE = 2 << 20;
 
 const ENTRY = `
-	linux /boot/vmlinuz console=ttyS0 loglevel=6 rdinit=/live-start panic=-1
+	linux /boot/vmlinuz console=ttyS0 no_timer_check loglevel=6 rdinit=/live-start panic=-1
 	initrd /boot/initramfs`;
 
 /** What it says while it boots. */

@@ -143,6 +143,7 @@ mod tests {
             bytes_read: 512,
             requests: 1,
             seconds_left: Some(299),
+            draining_for: Vec::new(),
             keep: None,
         };
         let table = table(&[
