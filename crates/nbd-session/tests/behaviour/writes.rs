@@ -16,6 +16,13 @@ fn reload(bench: &mut Bench) {
     bench.connect(LinkKind::V1, WRITABLE, image(65_536));
 }
 
+/// Where the newest peer was asked to write.
+fn written(bench: &mut Bench) -> Vec<u64> {
+    let asked = &bench.peer().asked;
+    let writes = asked.iter().filter(|command| command.is_write());
+    writes.map(Command::offset).collect()
+}
+
 #[test]
 fn what_a_reloaded_page_forgot_is_written_again_in_order() {
     let mut bench = Bench::writable(SessionConfig::default());
@@ -31,15 +38,7 @@ fn what_a_reloaded_page_forgot_is_written_again_in_order() {
         bench.bytes(read),
         [vec![1; 512], vec![2; 1024], image(2048)[1536..].to_vec()].concat()
     );
-    let writes = bench
-        .peer()
-        .asked
-        .iter()
-        .filter(|command| command.is_write());
-    assert_eq!(
-        writes.map(Command::offset).collect::<Vec<_>>(),
-        [0, 512, 8192]
-    );
+    assert_eq!(written(&mut bench), [0, 512, 8192]);
 }
 
 #[test]
@@ -50,12 +49,39 @@ fn what_was_flushed_is_not_written_again() {
     assert_eq!(bench.answer(flush), Some(&Ok(Reply::Done)));
     bench.write(512, 2, 512);
     reload(&mut bench);
-    let writes = bench
-        .peer()
-        .asked
-        .iter()
-        .filter(|command| command.is_write());
-    assert_eq!(writes.map(Command::offset).collect::<Vec<_>>(), [512]);
+    assert_eq!(written(&mut bench), [512]);
+}
+
+#[test]
+fn a_write_that_is_answered_while_a_flush_is_under_way_is_written_again() {
+    let mut bench = Bench::writable(SessionConfig::default());
+    bench.peer().mood = Mood::Hangs;
+    let write = bench.write(512, 2, 512);
+    let flush = bench.submit(Command::Flush);
+    bench.answer_kept();
+    assert_eq!(bench.answer(write), Some(&Ok(Reply::Done)));
+    assert_eq!(bench.answer(flush), Some(&Ok(Reply::Done)));
+    reload(&mut bench);
+    assert_eq!(written(&mut bench), [512]);
+}
+
+#[test]
+fn a_write_that_is_answered_while_a_full_log_is_flushed_is_written_again() {
+    let config = SessionConfig {
+        replay_limit: 0,
+        max_request: 4096,
+        ..SessionConfig::default()
+    };
+    let mut bench = Bench::writable(config);
+    bench.write(0, 1, 4096);
+    bench.peer().mood = Mood::Hangs;
+    let write = bench.write(4096, 2, 1024);
+    bench.write(8192, 3, 4096);
+    assert_eq!(bench.peer().asked.last(), Some(&Command::Flush));
+    bench.answer_kept();
+    assert_eq!(bench.answer(write), Some(&Ok(Reply::Done)));
+    reload(&mut bench);
+    assert_eq!(written(&mut bench), [4096, 8192]);
 }
 
 #[test]
