@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use nbd::server::{Handshake, HandshakeError, HandshakeEvent, HandshakeLimits};
+use nbd::server::{Handshake, HandshakeError, HandshakeEvent, HandshakeLimits, StartTls};
 use nbd::wire::TransmissionFlags;
 use nbd::{Export, Negotiated};
 use nbd_fuzz::{piece_length, pieces};
@@ -17,10 +17,34 @@ const LIMITS: HandshakeLimits = HandshakeLimits {
 
 fuzz_target!(|input: &[u8]| {
     let [length, stream @ ..] = input else { return };
-    let whole = meet(pieces(stream, stream.len()));
-    let split = meet(pieces(stream, piece_length(*length)));
-    assert_eq!(whole, split);
+    let length = piece_length(*length);
+    let meet_plainly = |length| meet(Handshake::new(exports(), LIMITS), pieces(stream, length));
+    assert_eq!(meet_plainly(stream.len()), meet_plainly(length));
+    let [border, stream @ ..] = stream else { return };
+    let (clear, inside) = stream.split_at(stream.len().min(usize::from(*border)));
+    assert_eq!(
+        meet_requiring_tls(clear, inside, stream.len()),
+        meet_requiring_tls(clear, inside, length)
+    );
 });
+
+/// `inside` is what comes over TLS, if that is begun.
+fn meet_requiring_tls(clear: &[u8], inside: &[u8], length: usize) -> Vec<(Vec<u8>, Outcome)> {
+    let server = Handshake::requiring_tls(exports(), LIMITS);
+    let (sent, outcome) = meet(server, pieces(clear, length));
+    let Ok(Some(End::StartTls)) = outcome else {
+        assert!(!matches!(outcome, Ok(Some(End::Transmission(..)))));
+        return vec![(sent, outcome)];
+    };
+    let mut server = Handshake::requiring_tls(exports(), LIMITS);
+    let _ = server.handle_input(Bytes::copy_from_slice(clear));
+    let Some(HandshakeEvent::StartTls(StartTls { handshake, .. })) = server.poll_event() else {
+        panic!("the same bytes began no TLS");
+    };
+    let after = meet(handshake, pieces(inside, length));
+    assert!(!matches!(after.1, Ok(Some(End::StartTls))));
+    vec![(sent, outcome), after]
+}
 
 fn exports() -> Vec<Export> {
     let export = |name: &str| Export {
@@ -33,10 +57,16 @@ fn exports() -> Vec<Export> {
     vec![export("image"), export("other")]
 }
 
-type Outcome = Result<Option<Option<(String, Negotiated)>>, HandshakeError>;
+#[derive(Debug, PartialEq)]
+enum End {
+    Aborted,
+    StartTls,
+    Transmission(String, Negotiated),
+}
 
-fn meet(pieces: impl Iterator<Item = Bytes>) -> (Vec<u8>, Outcome) {
-    let mut server = Handshake::new(exports(), LIMITS);
+type Outcome = Result<Option<End>, HandshakeError>;
+
+fn meet(mut server: Handshake, pieces: impl Iterator<Item = Bytes>) -> (Vec<u8>, Outcome) {
     let mut result = Ok(());
     for piece in pieces {
         result = server.handle_input(piece);
@@ -52,14 +82,15 @@ fn meet(pieces: impl Iterator<Item = Bytes>) -> (Vec<u8>, Outcome) {
         "answers out of proportion"
     );
     let end = server.poll_event().map(|event| match event {
-        HandshakeEvent::Aborted => None,
+        HandshakeEvent::Aborted => End::Aborted,
+        HandshakeEvent::StartTls(_) => End::StartTls,
         HandshakeEvent::Transmission {
             export,
             transmission,
         } => {
             let negotiated = transmission.negotiated();
             assert!(negotiated.structured_replies || !negotiated.base_allocation);
-            Some((export.name, negotiated))
+            End::Transmission(export.name, negotiated)
         }
     });
     (sent, result.map(|()| end))

@@ -2,8 +2,8 @@
 //!
 //! The reference is [`doc/proto.md`][proto] of the NetworkBlockDevice/nbd repository; section names
 //! in these pages are its section names. What is spoken is fixed newstyle negotiation with
-//! structured replies and the `base:allocation` metadata context. TLS and extended headers are
-//! refused in the way the document asks for.
+//! structured replies and the `base:allocation` metadata context. Extended headers are refused in the
+//! way the document asks for, and so is TLS, unless [`server::Handshake::requiring_tls`] insists on it.
 //!
 //! Nothing here reads a socket, a file or a clock. Every state machine takes what arrived with
 //! `handle_input`, and hands out what happened and what is to be sent with `poll_*` methods and

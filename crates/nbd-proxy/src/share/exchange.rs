@@ -250,7 +250,8 @@ impl<'a> Exchange<'a> {
             }
             match handshake.poll_event() {
                 None => return Ok(()),
-                Some(HandshakeEvent::Aborted) => {
+                // TLS is never begun where it was not offered.
+                Some(HandshakeEvent::Aborted | HandshakeEvent::StartTls(_)) => {
                     self.leave_at = Some(Instant::now() + GOODBYE);
                     return Ok(());
                 }

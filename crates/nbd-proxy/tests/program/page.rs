@@ -130,7 +130,7 @@ impl<R: Read> Server<R> {
                 Some(HandshakeEvent::Transmission { transmission, .. }) => {
                     return Ok(Some(transmission));
                 }
-                Some(HandshakeEvent::Aborted) => return Ok(None),
+                Some(HandshakeEvent::Aborted | HandshakeEvent::StartTls(_)) => return Ok(None),
                 None => handshake
                     .handle_input(read_some(&mut self.from)?)
                     .map_err(io::Error::other)?,

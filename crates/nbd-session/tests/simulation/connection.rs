@@ -153,7 +153,9 @@ impl Connection {
                 self.structured = transmission.negotiated().structured_replies;
                 self.server = Server::Transmission(transmission);
             }
-            Some(HandshakeEvent::Aborted) => self.server = Server::Ended,
+            Some(HandshakeEvent::Aborted | HandshakeEvent::StartTls(_)) => {
+                self.server = Server::Ended;
+            }
             None => {}
         }
         output

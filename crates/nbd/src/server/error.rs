@@ -17,6 +17,14 @@ pub enum HandshakeError {
     /// `NBD_OPT_EXPORT_NAME`, which has no error reply, with a name that nothing has.
     #[error("the client asked for the export {0:?}, which does not exist")]
     UnknownExport(String),
+    /// TLS is required, and the client does without where there is no error reply: it lacks fixed newstyle, or sent
+    /// `NBD_OPT_EXPORT_NAME`.
+    #[error("the client asked for an export without TLS, which is required")]
+    TlsRequired,
+    /// Bytes came right after `NBD_OPT_STARTTLS`, before TLS could have begun. Somebody between the client and us may
+    /// have put them there, to be taken for the client's.
+    #[error("something was sent in the clear after NBD_OPT_STARTTLS")]
+    PlaintextAfterStartTls,
     /// More options than [`HandshakeLimits::options`](super::HandshakeLimits::options).
     #[error("the client sent more than {0} options without choosing an export")]
     TooManyOptions(u32),

@@ -11,8 +11,8 @@ use super::transmission::offered_flags;
 use crate::export::{Export, Negotiated};
 use crate::text::{InvalidString, parse_string, with_length};
 use crate::wire::{
-    BASE_ALLOCATION, InfoType, MAX_STRING_LENGTH, OptionCode, OptionReplyCode, OptionReplyHeader,
-    RESERVED_ZEROES, wire_length,
+    BASE_ALLOCATION, ClientFlags, InfoType, MAX_STRING_LENGTH, OptionCode, OptionReplyCode,
+    OptionReplyHeader, RESERVED_ZEROES, wire_length,
 };
 
 /// How it goes on after an option.
@@ -22,8 +22,21 @@ pub(super) enum Verdict {
     GoOn,
     /// Not at all.
     Abort,
+    /// Under TLS; the acknowledgement is still to be sent.
+    StartTls,
     /// With the transmission of the export of this index.
     Choose(usize),
+}
+
+/// Where a connection stands with TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tls {
+    /// NOTLS: there is none.
+    Refused,
+    /// FORCEDTLS: nothing before it.
+    Required,
+    /// It is spoken.
+    Spoken,
 }
 
 /// What was agreed on so far, and the answers that are to be sent.
@@ -31,6 +44,7 @@ pub(super) enum Verdict {
 pub(super) struct Haggling {
     exports: Vec<Export>,
     output: VecDeque<Bytes>,
+    tls: Tls,
     no_zeroes: bool,
     structured_replies: bool,
     /// The export for which `base:allocation` is selected.
@@ -38,18 +52,36 @@ pub(super) struct Haggling {
 }
 
 impl Haggling {
-    pub(super) fn new(exports: Vec<Export>) -> Self {
+    pub(super) fn new(exports: Vec<Export>, tls: Tls) -> Self {
         Self {
             exports,
             output: VecDeque::new(),
+            tls,
             no_zeroes: false,
             structured_replies: false,
             meta_context: None,
         }
     }
 
-    pub(super) fn set_no_zeroes(&mut self, no_zeroes: bool) {
-        self.no_zeroes = no_zeroes;
+    pub(super) fn set_client_flags(&mut self, flags: ClientFlags) -> Result<(), HandshakeError> {
+        // proto.md, "Server-side requirements": without fixed newstyle there is no TLS to ask for.
+        if self.tls == Tls::Required && !flags.contains(ClientFlags::FIXED_NEWSTYLE) {
+            return Err(HandshakeError::TlsRequired);
+        }
+        self.no_zeroes = flags.contains(ClientFlags::NO_ZEROES);
+        Ok(())
+    }
+
+    /// The same exports for the same client, to whom nothing was said yet.
+    pub(super) fn inside_tls(&mut self) -> Self {
+        Self {
+            no_zeroes: self.no_zeroes,
+            ..Self::new(std::mem::take(&mut self.exports), Tls::Spoken)
+        }
+    }
+
+    pub(super) fn start_tls_acknowledgement() -> Bytes {
+        option_reply(OptionCode::STARTTLS, OptionReplyCode::ACK, &[])
     }
 
     pub(super) fn poll_output(&mut self) -> Option<Bytes> {
@@ -74,9 +106,13 @@ impl Haggling {
         data: Option<&[u8]>,
     ) -> Result<Verdict, HandshakeError> {
         if option == OptionCode::EXPORT_NAME {
+            if self.tls == Tls::Required {
+                return Err(HandshakeError::TlsRequired);
+            }
             return self.choose_by_name(data);
         }
         match self.answer(option, data) {
+            Ok(Verdict::StartTls) => Ok(Verdict::StartTls),
             Ok(verdict) => {
                 self.reply(option, OptionReplyCode::ACK, &[]);
                 Ok(verdict)
@@ -93,6 +129,10 @@ impl Haggling {
         let has_data = data.is_none_or(|data| !data.is_empty());
         match option {
             OptionCode::ABORT => return Ok(Verdict::Abort),
+            OptionCode::STARTTLS if !has_data => return self.start_tls(),
+            _ if self.tls == Tls::Required && option != OptionCode::STARTTLS => {
+                return Err(BadOption::TLS_REQUIRED);
+            }
             OptionCode::LIST | OptionCode::STRUCTURED_REPLY | OptionCode::STARTTLS if has_data => {
                 return Err(BadOption::HAS_DATA);
             }
@@ -107,6 +147,14 @@ impl Haggling {
             _ => return Err(BadOption::UNSUPPORTED),
         }
         Ok(Verdict::GoOn)
+    }
+
+    fn start_tls(&self) -> Result<Verdict, BadOption> {
+        match self.tls {
+            Tls::Refused => Err(BadOption::UNSUPPORTED),
+            Tls::Required => Ok(Verdict::StartTls),
+            Tls::Spoken => Err(BadOption::TLS_ALREADY),
+        }
     }
 
     /// NBD_OPT_EXPORT_NAME: it has no error reply, so that whatever is wrong ends the session.
@@ -217,12 +265,15 @@ impl Haggling {
     }
 
     fn reply(&mut self, option: OptionCode, reply: OptionReplyCode, data: &[u8]) {
-        let header = OptionReplyHeader {
-            option,
-            reply,
-            length: wire_length(data.len()),
-        };
-        self.output
-            .push_back([&header.to_bytes()[..], data].concat().into());
+        self.output.push_back(option_reply(option, reply, data));
     }
+}
+
+fn option_reply(option: OptionCode, reply: OptionReplyCode, data: &[u8]) -> Bytes {
+    let header = OptionReplyHeader {
+        option,
+        reply,
+        length: wire_length(data.len()),
+    };
+    [&header.to_bytes()[..], data].concat().into()
 }

@@ -2,10 +2,13 @@
 //!
 //! A client that does not set `NBD_FLAG_C_FIXED_NEWSTYLE` may use the same options as any other:
 //! "Client flags" allows it, and one that really is too old only sends NBD_OPT_EXPORT_NAME.
+//!
+//! TLS is either refused or required (proto.md, "TLS support": NOTLS and FORCEDTLS); whoever leaves
+//! it to the client leaves it to whoever stands between them.
 
 use bytes::Bytes;
 
-use super::haggling::{Haggling, Verdict};
+use super::haggling::{Haggling, Tls, Verdict};
 use super::{HandshakeError, Transmission};
 use crate::export::Export;
 use crate::input::Input;
@@ -42,6 +45,8 @@ impl Default for HandshakeLimits {
 pub enum HandshakeEvent {
     /// The client sent `NBD_OPT_ABORT`: close once the output is sent.
     Aborted,
+    /// The client sent `NBD_OPT_STARTTLS`: TLS begins.
+    StartTls(StartTls),
     /// Transmission begins. Input that came after the handshake is already in it: ask it for
     /// requests before feeding more.
     Transmission {
@@ -50,6 +55,15 @@ pub enum HandshakeEvent {
         /// Takes it from here.
         transmission: Transmission,
     },
+}
+
+/// What is to be done for `NBD_OPT_STARTTLS`, in this order.
+#[derive(Debug)]
+pub struct StartTls {
+    /// The last bytes that are sent in the clear, after all output.
+    pub acknowledgement: Bytes,
+    /// Goes on inside of TLS. Of what was said before, it knows the client's flags alone.
+    pub handshake: Handshake,
 }
 
 /// The handshake of a new connection, from the server's side.
@@ -79,6 +93,8 @@ enum State {
     },
     /// The client aborted; to be fetched with `poll_event`.
     Aborted,
+    /// The client is to be answered by TLS; to be fetched with `poll_event`.
+    StartTls,
     /// The client chose this export; to be fetched with `poll_event`.
     Chosen(usize),
     /// It was fetched.
@@ -88,12 +104,21 @@ enum State {
 }
 
 impl Handshake {
-    /// Begins; the greeting is already waiting in [`Self::poll_output`].
+    /// Begins; the greeting is already waiting in [`Self::poll_output`]. TLS is refused.
     ///
     /// The first export is the default one, which the empty name asks for, unless another has the
     /// empty name. Names and descriptions are at most 4096 bytes long. Every export has
     /// `base:allocation`.
     pub fn new(exports: Vec<Export>, limits: HandshakeLimits) -> Self {
+        Self::greet(Haggling::new(exports, Tls::Refused), limits)
+    }
+
+    /// The same, but all that the client gets without TLS is told to begin it.
+    pub fn requiring_tls(exports: Vec<Export>, limits: HandshakeLimits) -> Self {
+        Self::greet(Haggling::new(exports, Tls::Required), limits)
+    }
+
+    fn greet(haggling: Haggling, limits: HandshakeLimits) -> Self {
         let flags = HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES;
         let greeting = [
             &NBD_MAGIC.to_be_bytes()[..],
@@ -105,7 +130,7 @@ impl Handshake {
             limits,
             input: Input::default(),
             greeting: Some(greeting.into()),
-            haggling: Haggling::new(exports),
+            haggling,
             state: State::ClientFlags,
             options: 0,
             total: 0,
@@ -136,6 +161,18 @@ impl Handshake {
     pub fn poll_event(&mut self) -> Option<HandshakeEvent> {
         let event = match self.state {
             State::Aborted => HandshakeEvent::Aborted,
+            State::StartTls => HandshakeEvent::StartTls(StartTls {
+                acknowledgement: Haggling::start_tls_acknowledgement(),
+                handshake: Self {
+                    limits: self.limits,
+                    input: Input::default(),
+                    greeting: None,
+                    haggling: self.haggling.inside_tls(),
+                    state: State::Option,
+                    options: self.options,
+                    total: self.total,
+                },
+            }),
             State::Chosen(index) => {
                 let (export, negotiated) = self.haggling.agreement(index);
                 let input = std::mem::take(&mut self.input);
@@ -159,6 +196,10 @@ impl Handshake {
             State::Data(header) => self.read_data(*header),
             State::Skip { option, remaining } => self.skip_data(*option, *remaining),
             State::Chosen(_) => Ok(false),
+            // Whoever put these bytes here was not known to be the client. They must not pass for something that came
+            // over TLS.
+            State::StartTls if self.input.len() > 0 => Err(HandshakeError::PlaintextAfterStartTls),
+            State::StartTls => Ok(false),
             State::Aborted | State::Finished => {
                 self.input.skip(usize::MAX);
                 Ok(false)
@@ -172,8 +213,7 @@ impl Handshake {
             return Ok(false);
         };
         let flags = ClientFlags::from_bits(bits).ok_or(HandshakeError::ClientFlags(bits))?;
-        self.haggling
-            .set_no_zeroes(flags.contains(ClientFlags::NO_ZEROES));
+        self.haggling.set_client_flags(flags)?;
         self.state = State::Option;
         Ok(true)
     }
@@ -226,6 +266,7 @@ impl Handshake {
         self.state = match self.haggling.handle(option, data)? {
             Verdict::GoOn => State::Option,
             Verdict::Abort => State::Aborted,
+            Verdict::StartTls => State::StartTls,
             Verdict::Choose(index) => State::Chosen(index),
         };
         Ok(true)

@@ -12,5 +12,5 @@ mod reply;
 mod transmission;
 
 pub use error::{HandshakeError, TransmissionError};
-pub use handshake::{Handshake, HandshakeEvent, HandshakeLimits};
+pub use handshake::{Handshake, HandshakeEvent, HandshakeLimits, StartTls};
 pub use transmission::{Incoming, ReplyTo, Transmission};

@@ -16,6 +16,11 @@ impl BadOption {
     pub(super) const HAS_DATA: Self = Self::invalid("the option has no data");
     pub(super) const NOT_STRUCTURED: Self =
         Self::invalid("metadata contexts need structured replies, ask for those first");
+    pub(super) const TLS_ALREADY: Self = Self::invalid("TLS is spoken already");
+    pub(super) const TLS_REQUIRED: Self = Self {
+        reply: OptionReplyCode::ERR_TLS_REQD,
+        message: "nothing is served here without TLS, ask for that first",
+    };
     pub(super) const TOO_LONG: Self = Self {
         reply: OptionReplyCode::ERR_TOO_BIG,
         message: "the option is too long",

@@ -9,5 +9,6 @@ mod client_transmission;
 mod joined;
 mod messages;
 mod server_handshake;
+mod server_tls;
 mod server_transmission;
 mod wire;

@@ -54,6 +54,7 @@ fn meet(limits: HandshakeLimits, pieces: Vec<Bytes>) -> (Vec<u8>, Result<End, Ha
     let end = match server.poll_event() {
         None => End::Open,
         Some(HandshakeEvent::Aborted) => End::Aborted,
+        Some(HandshakeEvent::StartTls(_)) => panic!("TLS was not offered"),
         Some(HandshakeEvent::Transmission {
             export,
             transmission,
