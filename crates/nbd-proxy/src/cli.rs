@@ -69,11 +69,15 @@ Prints one address; whoever opens it may attach an image. SIGINT or SIGTERM ends
 Examples:
   nbd-proxy serve
   nbd-proxy serve --listen 127.0.0.1:9000 --listen [::1]:9000
+  nbd-proxy serve --listen 0.0.0.0:8000 --tls-self-signed
   ssh -L 8000:127.0.0.1:8000 MACHINE nbd-proxy serve    an image of this desk for a distant machine")]
 pub(crate) struct ServeArgs {
     /// Address to listen on; may be repeated [default: the configuration's, then 127.0.0.1:8000]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
     pub(crate) listen: Vec<std::net::SocketAddr>,
+    /// Speak TLS with a certificate that is made now and kept in the state directory; its fingerprint is shown
+    #[arg(long)]
+    pub(crate) tls_self_signed: bool,
     /// Configuration file [default: $NBD_PROXY_CONFIG, then /etc/nbd-proxy/config.json, then a built-in one]
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -86,6 +90,12 @@ pub(crate) struct ServeArgs {
 fn parse_address(text: &str) -> Result<std::net::SocketAddr, &'static str> {
     text.parse()
         .map_err(|_| "an IP address and a port are needed, such as 127.0.0.1:8000 or [::1]:8000")
+}
+
+#[cfg(feature = "serve")]
+fn parse_fingerprint(text: &str) -> Result<crate::tls::Fingerprint, &'static str> {
+    crate::tls::Fingerprint::parse(text)
+        .ok_or("a SHA-256 fingerprint is 64 hexadecimal digits, in pairs with colons between them or without")
 }
 
 /// Arguments of `share`.
@@ -105,6 +115,12 @@ pub(crate) struct ShareArgs {
     /// Token, where the address has none
     #[arg(long)]
     pub(crate) token: Option<String>,
+    /// SHA-256 fingerprint of the server's certificate, which `serve --tls-self-signed` shows; no other is accepted then
+    #[arg(long, value_name = "SHA256", value_parser = parse_fingerprint, conflicts_with = "ca")]
+    pub(crate) fingerprint: Option<crate::tls::Fingerprint>,
+    /// PEM file of the authority of the server's certificate [default: those that this machine trusts]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
     /// Name to show for the image [default: the file's]
     #[arg(long)]
     pub(crate) name: Option<String>,

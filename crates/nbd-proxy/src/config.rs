@@ -5,9 +5,9 @@ mod keep;
 mod lenient;
 mod reader;
 mod serve;
+mod tls;
 
 use std::{
-    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -20,6 +20,7 @@ pub(crate) use audit::Destination;
 pub(crate) use keep::{Keep, Place};
 use reader::{Reader, Section};
 pub(crate) use serve::ServeConfig;
+pub(crate) use tls::TlsFiles;
 
 /// How much is forgiven.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -327,7 +328,38 @@ fn read_device(section: &mut Section<'_, '_>) -> Result<DeviceSpec, String> {
             return Err(section.about("device", "is missing; \"auto\" takes what works here"));
         }
     };
-    parse_device(text).map_err(|message| section.about("device", &message))
+    let device = parse_device(text).map_err(|message| section.about("device", &message))?;
+    let tls = tls::read(section)?;
+    secure(device, tls).map_err(|(key, message)| section.about(key, &message))
+}
+
+/// Sees to it that nothing can be read or changed on the way. An error comes with its key.
+fn secure(device: DeviceSpec, tls: Option<TlsFiles>) -> Result<DeviceSpec, (&'static str, String)> {
+    match (device, tls) {
+        (DeviceSpec::Tcp { address, .. }, tls) => match &tls {
+            _ if address.ip().to_canonical().is_loopback() => Ok(DeviceSpec::Tcp { address, tls }),
+            None => Err((
+                "device",
+                format!(
+                    "tcp:{address} can be reached from other machines, so it needs \"tls\" with \"certificate\", \
+                     \"key\" and \"client-ca\" beside it; or use a loopback address or unix:PATH"
+                ),
+            )),
+            Some(files) if files.client_ca.is_none() => Err((
+                "tls",
+                format!(
+                    "has no \"client-ca\", and tcp:{address} can be reached from other machines: name the authority of \
+                     the clients' certificates, since NBD has no other way to tell who may read"
+                ),
+            )),
+            Some(_) => Ok(DeviceSpec::Tcp { address, tls }),
+        },
+        (device, None) => Ok(device),
+        (device, Some(_)) => Err((
+            "tls",
+            format!("is for tcp:ADDR:PORT, and \"device\" is {device}; leave it out"),
+        )),
+    }
 }
 
 /// Parses the value of `device`.
@@ -366,16 +398,9 @@ fn parse_device(text: &str) -> Result<DeviceSpec, String> {
 }
 
 fn parse_tcp(text: &str) -> Result<DeviceSpec, String> {
-    let address: SocketAddr = text
-        .parse()
-        .map_err(|_| format!("{text:?} is not an address with a port, such as 127.0.0.1:10809"))?;
-    match address.ip().to_canonical().is_loopback() {
-        true => Ok(DeviceSpec::Tcp { address }),
-        false => Err(format!(
-            "tcp:{address} can be reached from other machines, and NBD's own TLS is not configured; \
-             use a loopback address or unix:PATH"
-        )),
-    }
+    text.parse()
+        .map(|address| DeviceSpec::Tcp { address, tls: None })
+        .map_err(|_| format!("{text:?} is not an address with a port, such as 127.0.0.1:10809"))
 }
 
 fn read_silence(section: &mut Section<'_, '_>) -> Result<Duration, String> {

@@ -36,6 +36,8 @@ mod signals;
 mod status;
 mod stdio;
 mod throttle;
+#[cfg(feature = "serve")]
+mod tls;
 mod units;
 
 use std::{future::Future, io::Write, path::Path, process::ExitCode};

@@ -6,23 +6,26 @@ mod exchange;
 mod image;
 mod progress;
 mod reconnect;
+mod trust;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
-use crate::{cli::ShareArgs, report, serve, signals::Signals, units};
+use crate::{cli::ShareArgs, report, serve, signals::Signals, tls::Fingerprint, units};
 use address::Address;
 use connection::{Connection, PATIENCE};
 use exchange::{Ending, Exchange, Finished};
 use image::Image;
 use progress::{Progress, Sum};
 use reconnect::{Found, Search};
+use trust::Trust;
 
 /// Serves an image until the session ends.
 pub(crate) async fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let mut address = Address::parse(&args.url, args.token)?;
+    address.trust = trust(args.fingerprint, args.ca, address.tls)?;
     let image = Arc::new(Image::open(&args.image, args.name)?);
     let session = serve::random_hex::<16>().context("no random numbers")?;
     let mut progress = Progress::new(image.info());
@@ -40,6 +43,25 @@ pub(crate) async fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
     let sum = progress.sum();
     drop(progress);
     Ok(conclude(&finished, sum))
+}
+
+/// What the command line says of the server's certificate.
+fn trust(
+    fingerprint: Option<Fingerprint>,
+    ca: Option<PathBuf>,
+    tls: bool,
+) -> anyhow::Result<Trust> {
+    let trust = match (fingerprint, ca) {
+        (Some(fingerprint), _) => Trust::Certificate(fingerprint),
+        (None, Some(path)) => Trust::Authorities(path),
+        (None, None) => Trust::Machine,
+    };
+    if !tls && trust != Trust::Machine {
+        bail!(
+            "without TLS there is no certificate to check; begin the address with https:// or wss://"
+        );
+    }
+    Ok(trust)
 }
 
 /// An image, as long as it is shared.

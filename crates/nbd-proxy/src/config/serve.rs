@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{
     audit::{self, Destination},
     reader::{Reader, Section},
+    tls::{self, TlsFiles},
 };
 
 /// The section `serve`.
@@ -18,6 +19,8 @@ pub(crate) struct ServeConfig {
     pub(crate) hosts: Vec<String>,
     /// Foreign origins whose pages may connect.
     pub(crate) origins: Vec<String>,
+    /// The certificate of the server's own TLS.
+    pub(crate) tls: Option<TlsFiles>,
     /// Whether a proxy in front of the server speaks TLS, so that it may listen beyond loopback without.
     pub(crate) tls_terminated: bool,
     /// Where the server keeps what outlives it, if not at the usual place.
@@ -33,6 +36,7 @@ impl ServeConfig {
             listen: read_listen(&mut section)?,
             hosts: section.texts("hosts")?,
             origins: section.texts("origins")?,
+            tls: tls::read(&mut section)?,
             tls_terminated: section.boolean("tls-terminated")?.unwrap_or(false),
             state_dir: section.absolute_path("state-dir")?,
             audit: audit::read(&mut section)?,

@@ -126,12 +126,14 @@ fn every_form_of_device_is_understood() {
             "tcp:127.0.0.1:10809",
             DeviceSpec::Tcp {
                 address: ([127, 0, 0, 1], 10809).into(),
+                tls: None,
             },
         ),
         (
             "tcp:[::1]:1",
             DeviceSpec::Tcp {
                 address: "[::1]:1".parse().unwrap(),
+                tls: None,
             },
         ),
         ("auto", DeviceSpec::Auto),
@@ -154,10 +156,54 @@ fn every_form_of_device_is_understood() {
     }
 }
 
+fn device_with_tls(device: &str, tls: &str) -> Result<DeviceSpec, String> {
+    let members = format!(r#"{{"device": "{device}", "tls": {tls}}}"#);
+    let value = serde_json::from_str(&members).unwrap();
+    let mut reader = Reader::new(Strictness::Strict);
+    Configuration::read(&mut reader, "0", &value).map(|configuration| configuration.device)
+}
+
 #[test]
-fn tcp_beyond_loopback_is_refused_for_want_of_tls() {
-    for text in ["tcp:0.0.0.0:10809", "tcp:192.0.2.1:10809", "tcp:[::]:10809"] {
-        assert!(parse_device(text).unwrap_err().contains("TLS"), "{text}");
+fn tcp_beyond_loopback_needs_tls_and_an_authority_of_clients() {
+    let half = r#"{"certificate": "/c", "key": "/k"}"#;
+    let whole = r#"{"certificate": "/c", "key": "/k", "client-ca": "/a"}"#;
+    for device in ["tcp:0.0.0.0:1", "tcp:192.0.2.1:1", "tcp:[::]:1"] {
+        let device = &format!("{device}0809");
+        let bare = secure(parse_device(device).unwrap(), None).unwrap_err();
+        assert!(bare.0 == "device" && bare.1.contains("\"tls\""), "{bare:?}");
+        let error = device_with_tls(device, half).unwrap_err();
+        assert!(
+            error.contains("configurations.0.tls") && error.contains("client-ca"),
+            "{error}"
+        );
+        let Ok(DeviceSpec::Tcp {
+            tls: Some(files), ..
+        }) = device_with_tls(device, whole)
+        else {
+            panic!("{device} has no TLS");
+        };
+        assert_eq!(files.client_ca, Some("/a".into()));
+    }
+    for device in ["tcp:127.0.0.1:1", "tcp:[::1]:1", "tcp:[::ffff:127.0.0.1]:1"] {
+        assert!(device_with_tls(device, half).is_ok(), "{device}");
+    }
+}
+
+#[test]
+fn tls_of_a_device_names_what_is_wrong() {
+    for (device, tls, words) in [
+        ("unix:", r#"{"certificate": "/c", "key": "/k"}"#, "tcp:"),
+        ("tcp:127.0.0.1:1", r#"{"key": "/k"}"#, "tls.certificate"),
+        ("tcp:127.0.0.1:1", r#"{"certificate": "/c"}"#, "tls.key"),
+        (
+            "tcp:127.0.0.1:1",
+            r#"{"certificate": "/c", "key": "/k", "ca": "/a"}"#,
+            "client-ca",
+        ),
+        ("tcp:127.0.0.1:1", "true", "not an object"),
+    ] {
+        let error = device_with_tls(device, tls).unwrap_err();
+        assert!(error.contains(words), "{error}");
     }
 }
 

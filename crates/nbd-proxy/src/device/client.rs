@@ -23,6 +23,8 @@ use tokio::{
     sync::mpsc,
     time::{Interval, MissedTickBehavior, interval, timeout},
 };
+#[cfg(feature = "serve")]
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig, server::TlsStream};
 
 use super::{
     Completion, DeviceRequest, ReplySlot,
@@ -31,6 +33,8 @@ use super::{
 
 /// How long a client may take to choose an export.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(30);
+/// How long the end of a connection may take.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// How many requests of one client are carried out at once.
 const MAX_REQUESTS: usize = 64;
 /// Bytes of requests and replies held for one client above which no more are taken from it. One request may exceed
@@ -78,6 +82,10 @@ pub(crate) enum ClientError {
     /// It broke a rule of transmission.
     #[error(transparent)]
     Transmission(#[from] TransmissionError),
+    /// It couldn't begin TLS: it shows no certificate of the configured authority, for one.
+    #[cfg(feature = "serve")]
+    #[error("no TLS: {0}")]
+    Tls(io::Error),
     /// The connection failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -126,16 +134,21 @@ impl ClientError {
     }
 }
 
-/// Serves a client that begins with a handshake.
+/// A handshake in which every client gets what it asks for.
+pub(crate) fn handshake(exports: Vec<Export>) -> Handshake {
+    Handshake::new(exports, HandshakeLimits::default())
+}
+
+/// Serves a client that begins with a handshake, or is in the midst of one.
 pub(crate) async fn serve<S>(
     stream: S,
-    exports: Vec<Export>,
+    handshake: Handshake,
     inlet: Inlet,
 ) -> Result<ClientEnd, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    match serve_from_handshake(stream, exports, inlet).await {
+    match serve_from_handshake(stream, handshake, inlet).await {
         Err(error) if error.is_leaving() => Ok(ClientEnd::Closed),
         result => result,
     }
@@ -143,42 +156,71 @@ where
 
 async fn serve_from_handshake<S>(
     mut stream: S,
-    exports: Vec<Export>,
+    handshake: Handshake,
     inlet: Inlet,
 ) -> Result<ClientEnd, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    match timeout(HANDSHAKE_TIME, shake_hands(&mut stream, exports)).await {
-        Ok(Ok(Some(transmission))) => serve_transmission(stream, transmission, inlet).await,
-        Ok(Ok(None)) => Ok(ClientEnd::Disconnect),
+    let end = match timeout(HANDSHAKE_TIME, shake_hands(&mut stream, handshake)).await {
+        Ok(Ok(HandshakeEvent::Transmission { transmission, .. })) => {
+            serve_transmission(&mut stream, transmission, inlet).await
+        }
+        // TLS is never begun where it was not offered.
+        Ok(Ok(HandshakeEvent::Aborted | HandshakeEvent::StartTls(_))) => Ok(ClientEnd::Disconnect),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(ClientError::Slow),
-    }
+    }?;
+    // TLS is closed before its connection is (proto.md, "Terminating the transmission phase").
+    let _ = timeout(FAREWELL, stream.shutdown()).await;
+    Ok(end)
 }
 
-/// None where the client aborted.
-async fn shake_hands<S>(
-    stream: &mut S,
+/// The part of a handshake that is in the clear, and that of TLS. None where the client left in between.
+#[cfg(feature = "serve")]
+pub(crate) async fn start_tls<S>(
+    mut stream: S,
+    config: std::sync::Arc<ServerConfig>,
     exports: Vec<Export>,
-) -> Result<Option<Transmission>, ClientError>
+) -> Result<Option<(TlsStream<S>, Handshake)>, ClientError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut handshake = Handshake::new(exports, HandshakeLimits::default());
+    let handshake = Handshake::requiring_tls(exports, HandshakeLimits::default());
+    let secured = async move {
+        let HandshakeEvent::StartTls(begin) = shake_hands(&mut stream, handshake).await? else {
+            return Ok(None);
+        };
+        stream.write_all(&begin.acknowledgement).await?;
+        let stream = TlsAcceptor::from(config)
+            .accept(stream)
+            .await
+            .map_err(ClientError::Tls)?;
+        Ok(Some((stream, begin.handshake)))
+    };
+    match secured.await {
+        Err(error) if ClientError::is_leaving(&error) => Ok(None),
+        result => result,
+    }
+}
+
+async fn shake_hands<S>(
+    stream: &mut S,
+    mut handshake: Handshake,
+) -> Result<HandshakeEvent, ClientError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut input = BytesMut::new();
     let mut broken = Ok(());
     loop {
         while let Some(output) = handshake.poll_output() {
             stream.write_all(&output).await?;
         }
+        stream.flush().await?;
         broken?;
-        match handshake.poll_event() {
-            Some(HandshakeEvent::Transmission { transmission, .. }) => {
-                return Ok(Some(transmission));
-            }
-            Some(HandshakeEvent::Aborted) => return Ok(None),
-            None => {}
+        if let Some(event) = handshake.poll_event() {
+            return Ok(event);
         }
         input.reserve(READ_ROOM);
         if stream.read_buf(&mut input).await? == 0 {
@@ -217,6 +259,7 @@ where
             writer,
             pieces: VecDeque::new(),
             bytes: 0,
+            flushed: true,
         },
         leaving: false,
         moved: 0,
@@ -450,11 +493,13 @@ struct Output<S> {
     writer: WriteHalf<S>,
     pieces: VecDeque<Bytes>,
     bytes: usize,
+    /// Whether the writer keeps nothing back: TLS takes more than it can send.
+    flushed: bool,
 }
 
 impl<S: AsyncWrite> Output<S> {
     fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.pieces.is_empty() && self.flushed
     }
 
     fn push(&mut self, pieces: Vec<Bytes>) {
@@ -464,9 +509,15 @@ impl<S: AsyncWrite> Output<S> {
         }
     }
 
-    /// Writes once, and says how many bytes. Cancel safe: nothing is taken off the queue before it was written.
+    /// Writes once, and says how many bytes, or flushes what was written. Cancel safe: nothing is taken off the queue
+    /// before it was written.
     async fn send(&mut self) -> io::Result<usize> {
         let Self { writer, pieces, .. } = self;
+        if pieces.is_empty() {
+            writer.flush().await?;
+            self.flushed = true;
+            return Ok(0);
+        }
         let written = poll_fn(|context| {
             let mut slices = [IoSlice::new(&[]); MAX_PIECES];
             let count = slices
@@ -480,6 +531,7 @@ impl<S: AsyncWrite> Output<S> {
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
+        self.flushed = false;
         self.bytes -= written;
         self.consume(written);
         Ok(written)

@@ -8,6 +8,11 @@ mod budget;
 pub(crate) mod client;
 #[cfg(feature = "fuse")]
 pub(crate) mod fuse;
+#[cfg(feature = "serve")]
+mod guard;
+#[cfg(not(feature = "serve"))]
+#[path = "guard/none.rs"]
+mod guard;
 pub(crate) mod kernel;
 #[cfg(feature = "fuse")]
 pub(crate) mod loopdev;
@@ -29,6 +34,8 @@ use nbd::{
 };
 use nbd_session::Geometry;
 use tokio::sync::mpsc;
+
+use crate::config::TlsFiles;
 
 /// How many requests may wait between a device and its attachment.
 pub(crate) const REQUEST_QUEUE: usize = 256;
@@ -55,11 +62,26 @@ pub(crate) enum DeviceSpec {
     },
     /// An NBD server on TCP.
     Tcp {
-        /// Loopback only.
+        /// Without TLS loopback only.
         address: SocketAddr,
+        /// NBD's own TLS.
+        tls: Option<TlsFiles>,
     },
     /// The first of `nbd:`, `loop:`, `fuse:`, `unix:` that works here.
     Auto,
+}
+
+impl DeviceSpec {
+    /// Whether what it needs of the configuration is there, as far as that is known before it is attached.
+    #[cfg(feature = "serve")]
+    pub(crate) fn check(&self) -> Result<(), DeviceError> {
+        match self {
+            Self::Tcp {
+                tls: Some(files), ..
+            } => guard::Guard::new(files).map(drop),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// As the configuration writes it.
@@ -76,7 +98,7 @@ impl fmt::Display for DeviceSpec {
             Self::Loop => formatter.write_str("loop:"),
             Self::Fuse { path: given } => write!(formatter, "fuse:{}", path(given)),
             Self::Unix { path: given } => write!(formatter, "unix:{}", path(given)),
-            Self::Tcp { address } => write!(formatter, "tcp:{address}"),
+            Self::Tcp { address, .. } => write!(formatter, "tcp:{address}"),
             Self::Auto => formatter.write_str("auto"),
         }
     }
@@ -302,7 +324,7 @@ pub(crate) async fn attach(
         DeviceSpec::Unix { path } => socket::attach_unix(path.as_deref(), request)
             .await
             .map(AttachedDevice::Socket),
-        DeviceSpec::Tcp { address } => socket::attach_tcp(*address, request)
+        DeviceSpec::Tcp { address, tls } => socket::attach_tcp(*address, tls.as_ref(), request)
             .await
             .map(AttachedDevice::Socket),
         DeviceSpec::Auto => Box::pin(attach_first_that_works(request)).await,

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use nbd::Export;
+use nbd::{Export, server::Handshake};
 use rustix::{
     fs::{CWD, Mode, RenameFlags},
     io::Errno,
@@ -21,14 +21,19 @@ use rustix::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener, UnixStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::Notify,
     task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 
-use super::{AttachRequest, Detached, DeviceError, budget::Inlet, client};
-use crate::{paths, report};
+use super::{
+    AttachRequest, Detached, DeviceError,
+    budget::Inlet,
+    client::{self, ClientError},
+    guard::Guard,
+};
+use crate::{config::TlsFiles, paths, report};
 
 /// How many clients one device has at most.
 const MAX_CLIENTS: usize = 64;
@@ -136,11 +141,13 @@ pub(crate) async fn attach_unix(
     ))
 }
 
-/// Puts a server at `address`, which the configuration has found to be on loopback.
+/// Puts a server at `address`, which the configuration has found to be on loopback where there is no TLS.
 pub(crate) async fn attach_tcp(
     address: SocketAddr,
+    tls: Option<&TlsFiles>,
     request: AttachRequest,
 ) -> Result<SocketDevice, DeviceError> {
+    let guard = tls.map(Guard::new).transpose()?;
     let listener = TcpListener::bind(address)
         .await
         .map_err(|error| match error.kind() {
@@ -154,7 +161,7 @@ pub(crate) async fn attach_tcp(
         .map_err(DeviceError::io("tell a socket's address"))?;
     Ok(SocketDevice::new(
         address.to_string(),
-        Listener::Tcp(listener),
+        Listener::Tcp(listener, guard),
         None,
         request,
     ))
@@ -299,7 +306,7 @@ impl SocketFile {
 #[derive(Debug)]
 enum Listener {
     Unix(UnixListener),
-    Tcp(TcpListener),
+    Tcp(TcpListener, Option<Guard>),
 }
 
 /// Accepts clients and serves each in a task of its own.
@@ -333,10 +340,14 @@ impl Acceptor {
                 let peer = describe_peer(&stream);
                 self.welcome(stream, peer);
             }
-            Listener::Tcp(listener) => {
+            Listener::Tcp(listener, guard) => {
                 let (stream, peer) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                self.welcome(stream, peer.to_string());
+                let guard = guard.clone();
+                match guard {
+                    Some(guard) => self.admit(stream, peer.to_string(), guard),
+                    None => self.welcome(stream, peer.to_string()),
+                }
             }
         }
         Ok(())
@@ -346,20 +357,75 @@ impl Acceptor {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Some(entry) = Clients::enter(&self.clients, format!("connected: {peer}")) else {
-            report::warning(format_args!(
-                "{}: refused {peer}: there are {MAX_CLIENTS} clients",
-                self.path
-            ));
-            return;
-        };
-        let (exports, inlet, path) = (self.exports.clone(), self.inlet.clone(), self.path.clone());
+        let handshake = client::handshake(self.exports.clone());
+        let host = self.host(peer);
+        if let Some(entry) = host.enter() {
+            self.tasks.spawn(host.serve(entry, stream, handshake));
+        }
+    }
+
+    /// Who has not shown who it is is no client yet: it takes no client's place, and doesn't keep the device in use.
+    fn admit(&mut self, stream: TcpStream, peer: String, guard: Guard) {
+        let exports = self.exports.clone();
+        let host = self.host(peer);
         self.tasks.spawn(async move {
-            let _entry = entry;
-            if let Err(error) = client::serve(stream, exports, inlet).await {
-                report::warning(format_args!("{path}: dropped {peer}: {error}"));
+            match guard.admit(stream, exports).await {
+                Ok(Some((stream, handshake))) => {
+                    if let Some(entry) = host.enter() {
+                        host.serve(entry, stream, handshake).await;
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => host.tell(&error),
             }
         });
+    }
+
+    fn host(&self, peer: String) -> Host {
+        Host {
+            path: self.path.clone(),
+            peer,
+            inlet: self.inlet.clone(),
+            clients: Arc::clone(&self.clients),
+        }
+    }
+}
+
+/// Serves one client.
+struct Host {
+    path: String,
+    peer: String,
+    inlet: Inlet,
+    clients: Arc<Clients>,
+}
+
+impl Host {
+    /// None when there are too many.
+    fn enter(&self) -> Option<Entry> {
+        let entry = Clients::enter(&self.clients, format!("connected: {}", self.peer));
+        if entry.is_none() {
+            report::warning(format_args!(
+                "{}: refused {}: there are {MAX_CLIENTS} clients",
+                self.path, self.peer
+            ));
+        }
+        entry
+    }
+
+    async fn serve<S>(self, _entry: Entry, stream: S, handshake: Handshake)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        if let Err(error) = client::serve(stream, handshake, self.inlet.clone()).await {
+            self.tell(&error);
+        }
+    }
+
+    fn tell(&self, error: &ClientError) {
+        report::warning(format_args!(
+            "{}: dropped {}: {error}",
+            self.path, self.peer
+        ));
     }
 }
 

@@ -8,8 +8,9 @@ use tokio::{
     sync::Semaphore,
     time::sleep,
 };
+use tokio_rustls::server::TlsStream;
 
-use super::{Client, Peer, Server, http, router, stopped};
+use super::{Client, Peer, Server, http, router, stopped, tls::Tls};
 use crate::{config::ServeConfig, control::ControlListener};
 
 /// Where we listen unless told.
@@ -21,11 +22,12 @@ const CONNECTIONS: usize = 768;
 /// How long to wait when the kernel gives no connection, because we have too many files open, say.
 const RETRY: Duration = Duration::from_millis(200);
 
-/// The addresses to listen on: of the command line, else of the configuration, else the default. Without TLS none of
-/// them may be reached from other machines.
+/// The addresses to listen on: of the command line, else of the configuration, else the default. Without TLS, our own
+/// or a proxy's, none of them may be reached from other machines.
 pub(super) fn addresses(
     given: &[SocketAddr],
     config: &ServeConfig,
+    tls: bool,
 ) -> anyhow::Result<Vec<SocketAddr>> {
     let addresses = match (given, &config.listen[..]) {
         ([], []) => vec![DEFAULT],
@@ -36,10 +38,10 @@ pub(super) fn addresses(
         .iter()
         .find(|address| !address.ip().to_canonical().is_loopback())
     {
-        Some(address) if !config.tls_terminated => anyhow::bail!(
-            "{address} can be reached from other machines, who could read and change what is sent without TLS; listen \
-             on 127.0.0.1, or put a proxy that speaks TLS in front and say \"tls-terminated\": true in \"serve\" of the \
-             configuration"
+        Some(address) if !tls && !config.tls_terminated => anyhow::bail!(
+            "{address} can be reached from other machines, who could read and change what is sent without TLS; give a \
+             certificate with \"tls\" in \"serve\" of the configuration, or let us make one with --tls-self-signed, or \
+             listen on 127.0.0.1, or put a proxy that speaks TLS in front and say \"tls-terminated\": true in \"serve\""
         ),
         _ => Ok(addresses),
     }
@@ -60,16 +62,32 @@ pub(super) async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpList
     Ok(listeners)
 }
 
+/// What a client has shown before it spoke HTTP.
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    tls: bool,
+    certificate: Option<String>,
+}
+
 /// Where connections come in.
 pub(super) trait Door: Send + Sync + 'static {
-    /// A connection.
+    /// A connection that has come.
+    type Arrival: Send + 'static;
+    /// One on which HTTP is spoken.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
     /// Waits for the next one.
-    fn open(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
+    fn open(&self) -> impl Future<Output = io::Result<(Self::Arrival, Peer)>> + Send;
+
+    /// What there is to do before HTTP. None where nothing is left to do after it.
+    fn admit(
+        &self,
+        arrival: Self::Arrival,
+    ) -> impl Future<Output = Option<(Self::Stream, Shown)>> + Send;
 }
 
 impl Door for TcpListener {
+    type Arrival = TcpStream;
     type Stream = TcpStream;
 
     async fn open(&self) -> io::Result<(TcpStream, Peer)> {
@@ -78,18 +96,54 @@ impl Door for TcpListener {
         let _ = stream.set_nodelay(true);
         Ok((stream, Peer::Network(address)))
     }
+
+    async fn admit(&self, stream: TcpStream) -> Option<(TcpStream, Shown)> {
+        Some((stream, Shown::default()))
+    }
+}
+
+/// A listener with TLS.
+pub(super) struct Secured {
+    pub(super) listener: TcpListener,
+    pub(super) tls: Arc<Tls>,
+}
+
+impl Door for Secured {
+    type Arrival = TcpStream;
+    type Stream = TlsStream<TcpStream>;
+
+    async fn open(&self) -> io::Result<(TcpStream, Peer)> {
+        self.listener.open().await
+    }
+
+    async fn admit(&self, stream: TcpStream) -> Option<(TlsStream<TcpStream>, Shown)> {
+        let (stream, certificate) = self.tls.admit(stream).await?;
+        Some((
+            stream,
+            Shown {
+                tls: true,
+                certificate,
+            },
+        ))
+    }
 }
 
 impl Door for ControlListener {
+    type Arrival = UnixStream;
     type Stream = UnixStream;
 
     async fn open(&self) -> io::Result<(UnixStream, Peer)> {
         Ok((self.accept().await?, Peer::Control))
     }
+
+    async fn admit(&self, stream: UnixStream) -> Option<(UnixStream, Shown)> {
+        Some((stream, Shown::default()))
+    }
 }
 
 /// Takes connections until the server stops.
 pub(super) async fn take_all(server: Arc<Server>, door: impl Door) {
+    let door = Arc::new(door);
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut stopping = server.stopping.clone();
     let next = async || {
@@ -99,7 +153,7 @@ pub(super) async fn take_all(server: Arc<Server>, door: impl Door) {
             .map_err(io::Error::other)?;
         door.open()
             .await
-            .map(|(stream, peer)| (stream, peer, place))
+            .map(|(arrival, peer)| (arrival, peer, place))
     };
     loop {
         let opened = tokio::select! {
@@ -107,12 +161,23 @@ pub(super) async fn take_all(server: Arc<Server>, door: impl Door) {
             () = stopped(&mut stopping) => return,
         };
         match opened {
-            Ok((stream, peer, place)) => {
-                let server = Arc::clone(&server);
-                let client = Arc::new(Client::new(peer, place));
-                tokio::spawn(http::connection(stream, move |request| {
-                    router::answer(Arc::clone(&server), Arc::clone(&client), request)
-                }));
+            Ok((arrival, peer, place)) => {
+                let (server, door) = (Arc::clone(&server), Arc::clone(&door));
+                tokio::spawn(async move {
+                    let Some((stream, Shown { tls, certificate })) = door.admit(arrival).await
+                    else {
+                        return;
+                    };
+                    let client = Arc::new(Client {
+                        tls,
+                        certificate,
+                        ..Client::new(peer, place)
+                    });
+                    http::connection(stream, |request| {
+                        router::answer(Arc::clone(&server), Arc::clone(&client), request)
+                    })
+                    .await;
+                });
             }
             Err(_) => sleep(RETRY).await,
         }
@@ -139,9 +204,15 @@ mod tests {
     fn the_command_line_comes_before_the_configuration_and_that_before_the_default() {
         let given = "127.0.0.1:1".parse().unwrap();
         let configured = config(&["[::1]:2"], false);
-        assert_eq!(addresses(&[given], &configured).unwrap(), [given]);
-        assert_eq!(addresses(&[], &configured).unwrap(), configured.listen);
-        assert_eq!(addresses(&[], &config(&[], false)).unwrap(), [DEFAULT]);
+        assert_eq!(addresses(&[given], &configured, false).unwrap(), [given]);
+        assert_eq!(
+            addresses(&[], &configured, false).unwrap(),
+            configured.listen
+        );
+        assert_eq!(
+            addresses(&[], &config(&[], false), false).unwrap(),
+            [DEFAULT]
+        );
     }
 
     #[test]
@@ -152,14 +223,19 @@ mod tests {
             "[::]:8000",
             "[2001:db8::1]:8000",
         ] {
-            let error = addresses(&[], &config(&["127.0.0.1:8000", address], false))
+            let error = addresses(&[], &config(&["127.0.0.1:8000", address], false), false)
                 .unwrap_err()
                 .to_string();
-            assert!(
-                error.contains(address) && error.contains("tls-terminated"),
-                "{error}"
-            );
-            assert!(addresses(&[], &config(&[address], true)).is_ok());
+            for remedy in [
+                "\"tls\"",
+                "--tls-self-signed",
+                "127.0.0.1",
+                "tls-terminated",
+            ] {
+                assert!(error.contains(address) && error.contains(remedy), "{error}");
+            }
+            assert!(addresses(&[], &config(&[address], true), false).is_ok());
+            assert!(addresses(&[], &config(&[address], false), true).is_ok());
         }
     }
 }

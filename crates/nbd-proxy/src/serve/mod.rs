@@ -12,6 +12,7 @@ pub(crate) mod path;
 mod refusal;
 mod registry;
 mod router;
+mod tls;
 
 use std::{
     fmt,
@@ -41,8 +42,10 @@ use crate::{
 };
 pub(crate) use auth::random_hex;
 use auth::{Auth, Identity};
+use listen::Secured;
 use metrics::Metrics;
 use registry::Registry;
+use tls::Tls;
 
 /// How many links there may be at once, those on their way out included.
 const LINKS: u32 = 256;
@@ -72,6 +75,8 @@ struct Client {
     peer: Peer,
     /// Whether they speak TLS with us.
     tls: bool,
+    /// The name in the certificate that they showed, for which an authority vouches that the configuration names.
+    certificate: Option<String>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -80,6 +85,7 @@ impl Client {
         Self {
             peer,
             tls: false,
+            certificate: None,
             _place: place,
         }
     }
@@ -116,7 +122,12 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     // First of all: a signal that comes while we start is not lost.
     let mut signals = Signals::new()?;
     let config = Arc::new(load(args.config.as_deref())?);
-    let addresses = listen::addresses(&args.listen, &config.serve)?;
+    let wants_tls = args.tls_self_signed || config.serve.tls.is_some();
+    let addresses = listen::addresses(&args.listen, &config.serve, wants_tls)?;
+    for one in &config.configurations {
+        let checked = one.device.check();
+        checked.with_context(|| format!("configuration {:?}", one.name))?;
+    }
     let runtime_dir = paths::runtime_dir()?;
     let control_path = args
         .control
@@ -127,8 +138,9 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         .first()
         .context("there is no address to listen on")?
         .local_addr()?;
-    let state_dir = paths::state_dir(config.serve.state_dir.as_deref());
-    let auth = Auth::new(first.port(), &config.serve, state_dir).context("no random numbers")?;
+    let state_dir = || paths::state_dir(config.serve.state_dir.as_deref());
+    let tls = Tls::new(&config.serve, args.tls_self_signed, &addresses, state_dir)?;
+    let auth = Auth::new(first.port(), &config.serve, state_dir()).context("no random numbers")?;
     let audit = audit::of(&config.serve)?;
     audit.tell(started(&listeners));
     let (stop, stopping) = watch::channel(false);
@@ -141,10 +153,18 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         stopping,
     });
     for listener in listeners {
-        tokio::spawn(listen::take_all(Arc::clone(&server), listener));
+        let server = Arc::clone(&server);
+        match &tls {
+            Some(tls) => {
+                let tls = Arc::clone(tls);
+                tokio::spawn(listen::take_all(server, Secured { listener, tls }))
+            }
+            None => tokio::spawn(listen::take_all(server, listener)),
+        };
     }
     let control = tokio::spawn(listen::take_all(Arc::clone(&server), control));
-    print_address(first, server.auth.token());
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    print_address(scheme, first, server.auth.token());
 
     let signal = signals.next().await;
     report::information(format!(
@@ -215,12 +235,16 @@ fn load(given: Option<&Path>) -> anyhow::Result<Config> {
 }
 
 /// The one line of standard output. Whoever opens this address is in.
-fn print_address(mut address: SocketAddr, token: &auth::Secret) {
+fn print_address(scheme: &str, mut address: SocketAddr, token: &auth::Secret) {
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
     // Who closed our standard output doesn't want to know.
-    let _ = writeln!(io::stdout(), "http://{address}/#token={}", token.reveal());
+    let _ = writeln!(
+        io::stdout(),
+        "{scheme}://{address}/#token={}",
+        token.reveal()
+    );
 }

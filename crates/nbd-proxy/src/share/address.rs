@@ -3,6 +3,8 @@
 use anyhow::{Context as _, bail};
 use hyper::{Uri, http::uri::Scheme};
 
+use super::trust::Trust;
+
 /// Where to share, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
@@ -20,6 +22,8 @@ pub(super) struct Address {
     pub(super) configuration: Option<String>,
     /// Who we are.
     pub(super) token: Option<String>,
+    /// Who the server is, where TLS is spoken.
+    pub(super) trust: Trust,
 }
 
 impl Address {
@@ -64,6 +68,7 @@ impl Address {
             prefix,
             configuration,
             token: token.or_else(|| in_fragment.map(str::to_owned)),
+            trust: Trust::default(),
         })
     }
 

@@ -16,10 +16,7 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
-use tokio_rustls::{
-    TlsConnector,
-    rustls::{ClientConfig, RootCertStore, crypto::ring, pki_types::ServerName},
-};
+use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 use tokio_websockets::{ClientBuilder, Error, Limits, upgrade};
 
 use super::address::Address;
@@ -165,27 +162,18 @@ async fn connect(address: &Address) -> anyhow::Result<Box<dyn Stream>> {
     }
     let name = ServerName::try_from(address.host.clone())
         .context("the address names no host that a certificate could")?;
-    let stream = TlsConnector::from(Arc::new(tls()?))
+    let (config, verifier) = address.trust.config()?;
+    match TlsConnector::from(Arc::new(config))
         .connect(name, stream)
         .await
-        .with_context(|| format!("no secure connection to {}", address.authority))?;
-    Ok(Box::new(stream))
-}
-
-/// Trusts whom this machine trusts; `SSL_CERT_FILE` names others.
-fn tls() -> anyhow::Result<ClientConfig> {
-    let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        bail!(
-            "this machine trusts no certificate authority; install ca-certificates, or name a file in SSL_CERT_FILE"
-        );
+    {
+        Ok(stream) => Ok(Box::new(stream)),
+        Err(error) => {
+            let context = format!("no secure connection to {}", address.authority);
+            Err(match verifier.refusal() {
+                Some(refusal) => anyhow::Error::msg(refusal).context(context),
+                None => anyhow::Error::new(error).context(context),
+            })
+        }
     }
-    Ok(
-        ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth(),
-    )
 }

@@ -6,6 +6,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -49,6 +50,11 @@ impl Server {
 
     /// The same with another device in configuration `"0"`.
     pub(crate) fn with_device(device: &str, members: &str, serve: &str) -> Self {
+        Self::again(Self::folder(device, members, serve))
+    }
+
+    /// A folder with such a configuration.
+    pub(crate) fn folder(device: &str, members: &str, serve: &str) -> TempDir {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().display().to_string();
         let config = format!(
@@ -62,7 +68,7 @@ impl Server {
             config.replace("FOLDER", &path),
         )
         .unwrap();
-        Self::again(folder)
+        folder
     }
 
     /// With the configuration that is in `folder` already.
@@ -72,14 +78,25 @@ impl Server {
 
     /// The same at a certain address.
     pub(crate) fn again_at(folder: TempDir, address: SocketAddr) -> Self {
+        Self::again_as(folder, address, "http", &[])
+    }
+
+    /// The same with further arguments, where they make it print another scheme.
+    pub(crate) fn again_as(
+        folder: TempDir,
+        address: SocketAddr,
+        scheme: &str,
+        arguments: &[&str],
+    ) -> Self {
         let mut command = program(folder.path());
         command
             .args(["serve", "--listen", &address.to_string(), "--config"])
-            .arg(folder.path().join("config.json"));
+            .arg(folder.path().join("config.json"))
+            .args(arguments);
         let mut process = Process::start(command);
         let line = process.first_line();
         let (address, token) = line
-            .strip_prefix("http://")
+            .strip_prefix(&format!("{scheme}://"))
             .and_then(|rest| rest.split_once("/#token="))
             .expect(&line);
         Self {
@@ -226,7 +243,7 @@ impl Server {
     }
 }
 
-fn program(folder: &Path) -> Command {
+pub(crate) fn program(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nbd-proxy"));
     command
         .env("RUNTIME_DIRECTORY", folder.join("run"))
@@ -247,7 +264,9 @@ pub(crate) struct Ran {
 /// A process of ours, which ends with the test.
 pub(crate) struct Process {
     child: Child,
-    stderr: Option<thread::JoinHandle<String>>,
+    /// What it has said.
+    said: Arc<Mutex<String>>,
+    listener: Option<thread::JoinHandle<()>>,
 }
 
 impl Process {
@@ -258,16 +277,28 @@ impl Process {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut stderr = child.stderr.take().unwrap();
-        let stderr = thread::spawn(move || {
-            let mut text = String::new();
-            let _ = stderr.read_to_string(&mut text);
-            text
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let said = Arc::<Mutex<String>>::default();
+        let listener = thread::spawn({
+            let said = Arc::clone(&said);
+            move || {
+                for line in stderr.lines().map_while(Result::ok) {
+                    let mut said = said.lock().unwrap();
+                    said.push_str(&line);
+                    said.push('\n');
+                }
+            }
         });
         Self {
             child,
-            stderr: Some(stderr),
+            said,
+            listener: Some(listener),
         }
+    }
+
+    /// What it has said on standard error so far.
+    pub(crate) fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
     }
 
     fn first_line(&mut self) -> String {
@@ -286,7 +317,8 @@ impl Process {
     /// Waits for its end: the exit status, and what it said on standard error.
     pub(crate) fn wait(mut self) -> (ExitStatus, String) {
         let status = wait_for("the end of a process", || self.child.try_wait().unwrap());
-        (status, self.stderr.take().unwrap().join().unwrap())
+        self.listener.take().unwrap().join().unwrap();
+        (status, self.said())
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -313,6 +345,11 @@ impl Response {
     fn read(mut stream: TcpStream) -> Self {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).unwrap();
+        Self::parse(bytes)
+    }
+
+    /// All that was received.
+    pub(crate) fn parse(mut bytes: Vec<u8>) -> Self {
         let border = bytes
             .windows(4)
             .position(|window| window == b"\r\n\r\n")

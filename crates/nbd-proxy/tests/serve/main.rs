@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 mod audit;
+mod certificates;
 mod disk;
 mod events;
 mod harness;
 mod http;
+mod https;
 mod keep;
 mod killed;
 mod links;

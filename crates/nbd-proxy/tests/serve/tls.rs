@@ -10,6 +10,7 @@ use tokio_rustls::{
 };
 
 use crate::{
+    certificates::pem,
     disk::Disk,
     harness::{Process, Server},
     page::blocking,
@@ -42,7 +43,7 @@ async fn terminate(server: SocketAddr) -> (u16, String) {
             });
         }
     });
-    (port, cert.pem())
+    (port, pem("CERTIFICATE", cert.der()))
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -67,7 +67,7 @@ impl Device {
         let (ours, mut stream) = duplex(4096);
         let serving = tokio::spawn(serve(
             ours,
-            vec![export("", &geometry())],
+            handshake(vec![export("", &geometry())]),
             self.inlet.clone(),
         ));
         let mut handshake = ClientHandshake::new(HandshakeOptions::default());

@@ -51,6 +51,8 @@ enum Proof {
     Address,
     /// By a cookie.
     Login(Found),
+    /// By a certificate.
+    Certificate,
 }
 
 /// Decides who somebody is.
@@ -96,7 +98,7 @@ impl Auth {
     }
 
     /// Who sent this request: by the cookie, or as a program by `Authorization: Bearer` or, on a WebSocket, by a sole
-    /// subprotocol.
+    /// subprotocol; and without any of them by the certificate of the connection, which is always there.
     pub(super) fn identify(&self, client: &Client, headers: &HeaderMap) -> Option<Identity> {
         if let Peer::Control = client.peer {
             return Some(Identity::local(Proof::Control));
@@ -111,10 +113,11 @@ impl Auth {
         let login = cookies
             .into_iter()
             .find_map(|value| self.logins.find(value));
-        login.map(|found| Identity {
+        let login = login.map(|found| Identity {
             user: found.user.clone(),
             proof: Proof::Login(found),
-        })
+        });
+        login.or_else(|| by_certificate(client.certificate.as_deref()?))
     }
 
     /// Trades the token for the header that sets a new cookie, or None.
@@ -178,6 +181,14 @@ impl Auth {
                 && single(headers, &HeaderName::from_static("x-forwarded-proto"))
                     .is_none_or(|scheme| scheme.eq_ignore_ascii_case("https"))
     }
+}
+
+/// No authority of certificates can make somebody the one who sits at the machine.
+fn by_certificate(name: &str) -> Option<Identity> {
+    (name != LOCAL).then(|| Identity {
+        user: name.to_owned(),
+        proof: Proof::Certificate,
+    })
 }
 
 #[cfg(test)]
@@ -257,6 +268,33 @@ mod tests {
             let login = auth.log_in(&client, &HeaderMap::new(), wrong).await;
             assert!(login.is_none());
         }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_tells_who_it_is_where_nothing_else_does() {
+        let auth = auth(&ServeConfig::default());
+        let shows = async |name: &str| Client {
+            certificate: Some(name.to_owned()),
+            ..client(true).await
+        };
+        let alice = shows("alice").await;
+        let identity = auth.identify(&alice, &HeaderMap::new()).unwrap();
+        assert_eq!(identity.user, "alice");
+        let token = format!("Bearer {}", auth.token().reveal());
+        let found = user(&auth, &alice, header::AUTHORIZATION, &token);
+        assert_eq!(found.as_deref(), Some(LOCAL));
+        let found = user(&auth, &alice, header::AUTHORIZATION, "Bearer wrong");
+        assert_eq!(found.as_deref(), Some("alice"));
+    }
+
+    #[tokio::test]
+    async fn a_certificate_for_the_name_local_does_not_make_its_holder_local() {
+        let auth = auth(&ServeConfig::default());
+        let client = Client {
+            certificate: Some(LOCAL.to_owned()),
+            ..client(true).await
+        };
+        assert_eq!(auth.identify(&client, &HeaderMap::new()), None);
     }
 
     #[tokio::test]
