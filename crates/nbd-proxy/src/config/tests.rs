@@ -197,7 +197,7 @@ fn tls_of_a_device_names_what_is_wrong() {
         ("tcp:127.0.0.1:1", r#"{"certificate": "/c"}"#, "tls.key"),
         (
             "tcp:127.0.0.1:1",
-            r#"{"certificate": "/c", "key": "/k", "ca": "/a"}"#,
+            r#"{"certificate": "/c", "key": "/k", "client_ca": "/a"}"#,
             "client-ca",
         ),
         ("tcp:127.0.0.1:1", "true", "not an object"),

@@ -125,7 +125,8 @@ fn write(path: &Path, mode: u32, label: &str, der: &[u8]) -> Result<(), TlsError
 }
 
 fn place(path: &Path, mode: u32, text: &[u8]) -> io::Result<()> {
-    let part = path.with_added_extension(std::process::id().to_string());
+    let mut part = path.as_os_str().to_owned();
+    part.push(format!(".{}", std::process::id()));
     // Of a process that died in between, and had our number.
     let _ = fs::remove_file(&part);
     let written = fs::OpenOptions::new()

@@ -38,10 +38,6 @@ impl Default for HandshakeLimits {
 
 /// How haggling ended.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one for each connection, taken apart at once"
-)]
 pub enum HandshakeEvent {
     /// The client sent `NBD_OPT_ABORT`: close once the output is sent.
     Aborted,
