@@ -8,11 +8,14 @@ pub(crate) const SECTOR: usize = 512;
 pub(crate) type Stamp = u32;
 pub(crate) const ZEROES: Stamp = 0;
 pub(crate) const ORIGINAL: Stamp = 1;
-/// What another image has.
+/// What another image has: another value of each byte, so that any byte that was seen tells the two apart.
 pub(crate) const FOREIGN: Stamp = 2;
 
 /// The bytes of a sector with this stamp.
 pub(crate) fn content(stamp: Stamp, sector: usize) -> [u8; SECTOR] {
+    if stamp == FOREIGN {
+        return content(ORIGINAL, sector).map(|byte| !byte);
+    }
     let mut bytes = [0; SECTOR];
     if stamp != ZEROES {
         let base = mix(u64::from(stamp) << 32 | sector as u64);
