@@ -127,14 +127,17 @@ fn add(events: &mut Vec<ReplyEvent>, event: ReplyEvent) {
             cookie: last,
             offset: start,
             data: before,
+            certain: before_certain,
         }),
         ReplyEvent::Data {
             cookie,
             offset,
             data,
+            certain,
         },
     ) = (events.last_mut(), &event)
         && (*last, *start + before.len() as u64) == (*cookie, *offset)
+        && before_certain == certain
     {
         *before = [&before[..], data].concat().into();
     } else {
@@ -164,6 +167,7 @@ fn check(events: &[ReplyEvent]) {
                 cookie,
                 offset,
                 data,
+                ..
             } => {
                 whole.insert(*cookie, cover(*cookie, *offset, data.len()));
                 cookie

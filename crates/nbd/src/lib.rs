@@ -41,7 +41,8 @@
 //! // Send `out`, and take the reply.
 //! transmission.handle_input(Bytes::from_static(b"\x67\x44\x66\x98\0\0\0\0\0\0\0\0\0\0\0\x01Hello"));
 //! let data = Bytes::from_static(b"Hello");
-//! assert_eq!(transmission.poll_reply()?, Some(ReplyEvent::Data { cookie: 1, offset: 0, data }));
+//! let read = ReplyEvent::Data { cookie: 1, offset: 0, data, certain: true };
+//! assert_eq!(transmission.poll_reply()?, Some(read));
 //! assert_eq!(transmission.poll_reply()?, Some(ReplyEvent::Done { cookie: 1, result: Ok(()) }));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

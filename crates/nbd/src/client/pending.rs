@@ -188,6 +188,11 @@ impl Pending {
         Ok(())
     }
 
+    /// Whether all content of a READ is announced, and nothing failed.
+    pub(super) fn has_succeeded(&self) -> bool {
+        self.failure.is_none() && self.coverage.covered() == self.length
+    }
+
     /// How the request ends, now that its last chunk has come.
     pub(super) fn finish(self) -> Result<Result<(), Failure>, TransmissionError> {
         if let Some(failure) = self.failure {

@@ -47,6 +47,8 @@ struct Data {
     remaining: u32,
     /// Whether the reply ends with them.
     done: bool,
+    /// Whether it does, and succeeds.
+    certain: bool,
 }
 
 /// What a step came to: perhaps an event, and how it goes on. `None`: more input is needed.
@@ -146,6 +148,7 @@ impl Replies {
                     offset,
                     remaining,
                     done: true,
+                    certain: true,
                 })
             }
             CommandType::BLOCK_STATUS => {
@@ -187,13 +190,15 @@ impl Replies {
             ..
         } = header;
         let remaining = length - 8;
-        self.request(cookie)?
-            .add_content(chunk, offset, remaining)?;
+        let request = self.request(cookie)?;
+        request.add_content(chunk, offset, remaining)?;
+        let done = is_done(header);
         let data = Data {
             cookie,
             offset,
             remaining,
-            done: is_done(header),
+            done,
+            certain: done && request.has_succeeded(),
         };
         Ok(Some((None, State::Data(data))))
     }
@@ -204,6 +209,7 @@ impl Replies {
             offset,
             remaining,
             done,
+            certain,
         } = data;
         let bytes = self.input.take_some(remaining as usize);
         if bytes.is_empty() {
@@ -224,6 +230,7 @@ impl Replies {
                 cookie,
                 offset,
                 data: bytes,
+                certain,
             }),
             next,
         ))

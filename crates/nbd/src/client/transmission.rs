@@ -22,6 +22,10 @@ pub enum ReplyEvent {
         offset: u64,
         /// At least one byte; a slice of the input.
         data: Bytes,
+        /// Whether nothing can take these bytes back: the request has succeeded but for what of
+        /// its last chunk is still on its way. A server may report an error in the midst of data
+        /// that it sent in an earlier chunk.
+        certain: bool,
     },
     /// A range of a READ that is all zeroes.
     Hole {

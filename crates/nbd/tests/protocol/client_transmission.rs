@@ -261,6 +261,7 @@ fn a_simple_read_is_streamed_as_it_arrives() {
         cookie: 1,
         offset: 4096,
         data,
+        certain: true,
     })) = client.poll_reply()
     else {
         panic!("no data");
@@ -278,6 +279,7 @@ fn a_simple_read_is_streamed_as_it_arrives() {
             cookie: 1,
             offset: 5096,
             data: rest.clone(),
+            certain: true,
         },
         done(1),
     ];
@@ -342,6 +344,7 @@ fn a_structured_read_takes_chunks_in_any_order_and_split_anywhere() {
                     cookie: 1,
                     offset,
                     data,
+                    ..
                 } => {
                     let at = usize::try_from(offset - 1024).unwrap();
                     read[at..at + data.len()].copy_from_slice(&data);
