@@ -45,7 +45,7 @@ impl Session {
         // Everything that a link does before it is trusted concerns that link alone: so it can stand in for the
         // session's meanwhile.
         std::mem::swap(&mut self.link, &mut self.challenger);
-        let weighed = self.receive(data).and_then(|()| self.compare(now));
+        let weighed = self.receive(now, data).and_then(|()| self.compare(now));
         let is_same = self.is_done_with(|stage| matches!(stage, Stage::Comparing));
         std::mem::swap(&mut self.link, &mut self.challenger);
         match weighed {
@@ -110,7 +110,7 @@ impl Session {
             return;
         };
         let late = link.overdue(&self.config, now).or_else(|| {
-            (!link.take_overdue(now).is_empty())
+            (!link.take_overdue(&self.config, now).is_empty())
                 .then(|| Fault::timeout("the image was not compared in time"))
         });
         if let Some(fault) = late {

@@ -15,7 +15,9 @@ pub struct SessionConfig {
     pub configuration: String,
     /// The export that is asked for; the empty name is the default export.
     pub export: String,
-    /// How long a request, a handshake or the comparison of the image may take on a live link.
+    /// How long a request, a handshake or the comparison of the image may take on a live link. A request's time counts
+    /// from the last byte that came of it or of anything that was sent before it: until then it may simply not have
+    /// been its turn on a slow line.
     pub timeout: Duration,
     /// How long the session waits for a new link. Zero: a lost link ends it.
     pub hold: Duration,
@@ -23,7 +25,8 @@ pub struct SessionConfig {
     pub one_link: bool,
     /// The longest READ or WRITE that is sent, in bytes.
     pub max_request: u32,
-    /// How much may be on its way at once, in bytes: replies with their headers, and data that is written.
+    /// How much may be on its way at once, in bytes: replies with their headers, and data that is written. Less on a
+    /// link that was seen to carry less.
     pub max_in_flight: u64,
     /// How much may be written before a FLUSH is sent, in bytes, since all of it is kept to be replayed. At least two
     /// requests are kept in any case.
@@ -105,6 +108,16 @@ pub enum Output {
         code: u16,
         /// For people.
         reason: String,
+    },
+    /// Bytes of a READ that was submitted to be streamed, ahead of its answer, in order and without gaps. After a
+    /// loss they may come again from the beginning. Never from a [`Volume`](crate::Volume).
+    Arrived {
+        /// Which request.
+        request: RequestId,
+        /// Where they are in the image, in bytes.
+        offset: u64,
+        /// At least one byte.
+        data: Bytes,
     },
     /// A request is answered.
     Complete {

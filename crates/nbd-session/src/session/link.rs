@@ -11,6 +11,8 @@ use nbd::{Command, Export, Extent, Failure, Reply};
 
 use super::assembly::Assembly;
 use super::config::{LinkId, LinkKind, SessionConfig};
+use super::pace::{Departure, Pace};
+use super::patience::Patience;
 use super::replay::Watermark;
 use super::requests::is_small_read;
 use super::seen::Block;
@@ -27,6 +29,9 @@ const CHUNK_HEADERS: u64 = 20 + 8;
 const REQUEST_HEADER: u64 = 28;
 /// Requests that were given up on this link; with this many it answers too little to be kept.
 const MAX_ABANDONED: usize = 16;
+
+/// Pieces of streamed requests that are shorter get memory of their own, in bytes.
+const OWN: usize = 64 << 10;
 
 /// Headers of a request and of its reply never take more than this, in bytes.
 pub(super) const HEADROOM: u64 = REQUEST_HEADER + CHUNK_HEADERS;
@@ -82,10 +87,12 @@ pub(super) struct Link {
     pub(super) agenda: VecDeque<Job>,
     transmission: Option<Transmission>,
     flights: HashMap<u64, Flight>,
-    /// When each flight must have landed, in this order.
-    deadlines: VecDeque<(Instant, u64)>,
+    patience: Patience,
+    pace: Pace,
     /// READs to which the message that is being read brought bytes.
     touched: Vec<u64>,
+    /// How long that message is, in bytes.
+    message: usize,
     cookie: u64,
     in_flight: u64,
     abandoned: usize,
@@ -99,8 +106,20 @@ pub(super) struct Link {
 struct Flight {
     job: Job,
     cost: u64,
+    departure: Departure,
+    /// Its bytes are passed on as they come.
+    is_streamed: bool,
     assembly: Option<Assembly>,
     extents: Option<Vec<Extent>>,
+}
+
+/// What has come of a flight.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// Bytes of the request with this number, which is streamed: offset and data.
+    Data(u64, u64, Bytes),
+    /// All of it.
+    Landed(Landing),
 }
 
 /// A flight has landed.
@@ -126,8 +145,10 @@ impl Link {
             agenda: VecDeque::new(),
             transmission: None,
             flights: HashMap::new(),
-            deadlines: VecDeque::new(),
+            patience: Patience::default(),
+            pace: Pace::new(now),
             touched: Vec::new(),
+            message: 0,
             cookie: 0,
             in_flight: 0,
             abandoned: 0,
@@ -177,39 +198,35 @@ impl Link {
         (output, taken.map(|()| export))
     }
 
-    /// Takes bytes of the transmission, to be followed by [`Self::poll_landing`] and [`Self::settle`].
+    /// Takes bytes of the transmission, to be followed by [`Self::poll_arrival`] and [`Self::settle`].
     pub(super) fn receive(&mut self, data: Bytes) {
+        self.message = data.len();
         if let Some(transmission) = &mut self.transmission {
             transmission.handle_input(data);
         }
     }
 
-    /// The next request that was answered completely.
-    pub(super) fn poll_landing(&mut self) -> Result<Option<Landing>, Fault> {
+    /// The next request that was answered completely, or bytes of a streamed one.
+    pub(super) fn poll_arrival(&mut self, now: Instant) -> Result<Option<Arrival>, Fault> {
         while let Some(transmission) = &mut self.transmission {
             let Some(event) = transmission.poll_reply().map_err(Fault::violation)? else {
                 break;
             };
-            if let Some(landing) = self.apply(event) {
-                return Ok(Some(landing));
+            if let Some(arrival) = self.apply(now, event) {
+                return Ok(Some(arrival));
             }
         }
         Ok(None)
     }
 
-    fn apply(&mut self, event: ReplyEvent) -> Option<Landing> {
+    fn apply(&mut self, now: Instant, event: ReplyEvent) -> Option<Arrival> {
         match event {
             ReplyEvent::Data {
                 cookie,
                 offset,
                 data,
-            } => {
-                self.assembly_of(cookie)?.push(offset, data);
-                if self.touched.last() != Some(&cookie) {
-                    self.touched.push(cookie);
-                }
-                None
-            }
+                certain,
+            } => self.take_data(now, cookie, offset, data, certain),
             ReplyEvent::Hole {
                 cookie,
                 offset,
@@ -222,12 +239,45 @@ impl Link {
                 self.flights.get_mut(&cookie)?.extents = Some(extents);
                 None
             }
-            ReplyEvent::Done { cookie, result } => self.land(cookie, result),
+            ReplyEvent::Done { cookie, result } => {
+                self.land(now, cookie, result).map(Arrival::Landed)
+            }
         }
     }
 
-    /// A message of `length` bytes has been read to its end.
-    pub(super) fn settle(&mut self, length: usize) {
+    fn take_data(
+        &mut self,
+        now: Instant,
+        cookie: u64,
+        offset: u64,
+        data: Bytes,
+        certain: bool,
+    ) -> Option<Arrival> {
+        let flight = self.flights.get_mut(&cookie)?;
+        self.pace
+            .arrive(now, &mut flight.departure, data.len() as u64);
+        self.patience.hear(now, cookie);
+        // What is streamed is kept, perhaps for long: it must not keep a whole message in memory.
+        let data = if flight.is_streamed && data.len() < OWN.max(self.message / 4) {
+            Bytes::copy_from_slice(&data)
+        } else {
+            data
+        };
+        flight.assembly.as_mut()?.push(offset, data.clone());
+        if self.touched.last() != Some(&cookie) {
+            self.touched.push(cookie);
+        }
+        match flight.job {
+            Job::Request(number, _) if flight.is_streamed && certain => {
+                Some(Arrival::Data(number, offset, data))
+            }
+            _ => None,
+        }
+    }
+
+    /// The message has been read to its end.
+    pub(super) fn settle(&mut self) {
+        let length = self.message;
         for cookie in std::mem::take(&mut self.touched) {
             if let Some(assembly) = self.assembly_of(cookie) {
                 assembly.settle(length);
@@ -235,15 +285,32 @@ impl Link {
         }
     }
 
-    /// Whether `command` fits into what may be on its way. Long requests leave a part to small reads.
+    /// Whether `command` fits into what may be on its way. Long requests leave a part to small reads, and keep to what
+    /// the line carries.
     pub(super) fn fits(&self, command: &Command, config: &SessionConfig) -> bool {
-        let reserved = if is_small_read(command) {
-            0
+        let most = if is_small_read(command) {
+            config.max_in_flight
         } else {
-            config.max_in_flight / 8
+            self.most(config)
         };
-        self.in_flight == 0
-            || self.in_flight + self.cost(command) + reserved <= config.max_in_flight
+        self.in_flight == 0 || self.in_flight + self.cost(command) <= most
+    }
+
+    /// How much of what nobody waits for yet may be asked for now, in bytes. What is waited for may be half as
+    /// much again.
+    pub(super) fn room(&self, config: &SessionConfig) -> u64 {
+        self.reach(config).saturating_sub(self.in_flight)
+    }
+
+    /// What the line carries in about a round trip, in bytes, as far as that may be asked for.
+    pub(super) fn reach(&self, config: &SessionConfig) -> u64 {
+        self.most(config) / 3 * 2
+    }
+
+    /// How much may be on its way of long requests, in bytes.
+    fn most(&self, config: &SessionConfig) -> u64 {
+        let reserved = config.max_in_flight / 8;
+        (self.pace.budget() / 2 * 3).min(config.max_in_flight - reserved)
     }
 
     /// Sends a request; gives its bytes, or the job back where the peer cannot be asked that.
@@ -252,7 +319,8 @@ impl Link {
         job: Job,
         flags: CommandFlags,
         command: &Command,
-        deadline: Instant,
+        is_streamed: bool,
+        now: Instant,
     ) -> Result<Vec<Bytes>, Job> {
         let Some(transmission) = &mut self.transmission else {
             return Err(job);
@@ -274,11 +342,13 @@ impl Link {
             Flight {
                 job,
                 cost,
+                departure: self.pace.depart(now, self.in_flight == 0),
+                is_streamed,
                 assembly,
                 extents: None,
             },
         );
-        self.deadlines.push_back((deadline, self.cookie));
+        self.patience.send(now, self.cookie);
         self.in_flight += cost;
         self.cookie += 1;
         Ok(out)
@@ -295,17 +365,12 @@ impl Link {
     }
 
     /// The flights that should have landed by `now`.
-    pub(super) fn take_overdue(&mut self, now: Instant) -> Vec<u64> {
-        let due = self
-            .deadlines
-            .iter()
-            .take_while(|(deadline, _)| *deadline <= now)
-            .count();
-        self.deadlines
-            .drain(..due)
-            .map(|(_, cookie)| cookie)
-            .filter(|cookie| self.flights.contains_key(cookie))
-            .collect()
+    pub(super) fn take_overdue(&mut self, config: &SessionConfig, now: Instant) -> Vec<u64> {
+        let mut overdue = self.patience.take_overdue(now, config.timeout);
+        overdue.retain(|cookie| self.flights.contains_key(cookie));
+        self.patience
+            .settle(|cookie| self.flights.contains_key(&cookie));
+        overdue
     }
 
     /// What the flight `cookie` is for.
@@ -317,12 +382,9 @@ impl Link {
     pub(super) fn abandon(&mut self, cookie: u64) -> bool {
         if let Some(flight) = self.flights.get_mut(&cookie) {
             self.in_flight -= flight.cost;
-            *flight = Flight {
-                job: Job::Abandoned,
-                cost: 0,
-                assembly: None,
-                extents: None,
-            };
+            flight.job = Job::Abandoned;
+            flight.cost = 0;
+            flight.assembly = None;
             self.abandoned += 1;
         }
         self.abandoned < MAX_ABANDONED
@@ -341,7 +403,7 @@ impl Link {
     pub(super) fn next_timeout(&self, config: &SessionConfig) -> Option<Instant> {
         let handshake =
             matches!(self.stage, Stage::Handshake(_)).then(|| self.opened + config.timeout);
-        let flight = self.deadlines.front().map(|(deadline, _)| *deadline);
+        let flight = self.patience.deadline(config.timeout);
         let v1 = self.kind == LinkKind::V1;
         let silence = v1.then(|| self.heard + config.silence);
         let beat = v1.then(|| self.beaten + config.beat);
@@ -377,16 +439,13 @@ impl Link {
         None
     }
 
-    fn land(&mut self, cookie: u64, result: Result<(), Failure>) -> Option<Landing> {
+    fn land(&mut self, now: Instant, cookie: u64, result: Result<(), Failure>) -> Option<Landing> {
         let flight = self.flights.remove(&cookie)?;
         self.in_flight -= flight.cost;
-        while self
-            .deadlines
-            .front()
-            .is_some_and(|(_, first)| !self.flights.contains_key(first))
-        {
-            self.deadlines.pop_front();
-        }
+        self.pace.land(now, &flight.departure);
+        self.patience.hear(now, cookie);
+        self.patience
+            .settle(|cookie| self.flights.contains_key(&cookie));
         let result = result.map(|()| match (flight.assembly, flight.extents) {
             (Some(assembly), _) => Reply::Data(assembly.finish()),
             (None, Some(extents)) => Reply::BlockStatus(extents),

@@ -5,6 +5,8 @@ mod challenge;
 mod config;
 mod identity;
 mod link;
+mod pace;
+mod patience;
 mod replay;
 mod requests;
 mod seen;
@@ -143,7 +145,7 @@ impl Session {
         if self.is_challenger(link) {
             return self.weigh_data(now, data);
         }
-        if let Err(fault) = self.receive(data) {
+        if let Err(fault) = self.receive(now, data) {
             self.fail_link(now, &fault);
         }
         self.pump(now);
@@ -205,9 +207,43 @@ impl Session {
         match self.state {
             State::Opening | State::Ended => self.complete(request, Err(Errno::EIO)),
             State::Served | State::Held { .. } | State::Alone => {
-                self.requests.push(request, flags, command);
+                self.requests.push(request, flags, command, false);
                 self.pump(now);
             }
+        }
+    }
+
+    /// The same for a READ whose bytes are wanted as they come, by [`Output::Arrived`].
+    pub fn submit_streamed(&mut self, now: Instant, request: RequestId, offset: u64, length: u32) {
+        let command = Command::Read { offset, length };
+        match self.state {
+            State::Opening | State::Ended => self.complete(request, Err(Errno::EIO)),
+            State::Served | State::Held { .. } | State::Alone => {
+                let flags = CommandFlags::empty();
+                self.requests.push(request, flags, command, true);
+                self.pump(now);
+            }
+        }
+    }
+
+    /// Takes back a request that was not sent yet, or has to be sent again. It is not answered then.
+    pub fn cancel(&mut self, request: RequestId) -> bool {
+        self.requests.cancel(request)
+    }
+
+    /// What the link carries in about a round trip, in bytes, as far as it may be asked for; 0 without a link.
+    pub fn reach(&self) -> u64 {
+        let link = self.link.as_ref().filter(|link| link.is_serving());
+        link.map_or(0, |link| link.reach(&self.config))
+    }
+
+    /// How much can be asked for that nobody waits for yet, without keeping the machine's own requests waiting, in
+    /// bytes: what the link carries in about a round trip, less what is on its way.
+    pub fn room(&self) -> u64 {
+        let link = self.link.as_ref().filter(|link| link.is_serving());
+        match link {
+            Some(link) if !self.requests.is_any_waiting() => link.room(&self.config),
+            _ => 0,
         }
     }
 

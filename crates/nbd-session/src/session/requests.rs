@@ -33,18 +33,27 @@ pub(super) struct Request {
     pub(super) id: RequestId,
     pub(super) flags: CommandFlags,
     pub(super) command: Command,
+    /// The bytes of a READ are passed on as they come.
+    pub(super) is_streamed: bool,
     strikes: u8,
 }
 
 impl Requests {
     /// Adds a request at the end of the queue.
-    pub(super) fn push(&mut self, id: RequestId, flags: CommandFlags, command: Command) {
+    pub(super) fn push(
+        &mut self,
+        id: RequestId,
+        flags: CommandFlags,
+        command: Command,
+        is_streamed: bool,
+    ) {
         self.unanswered.insert(
             self.next,
             Request {
                 id,
                 flags,
                 command,
+                is_streamed,
                 strikes: 0,
             },
         );
@@ -99,6 +108,22 @@ impl Requests {
             self.changing.retain(|(changing, _)| *changing != number);
         }
         Some(request)
+    }
+
+    /// Whether anything waits to be sent.
+    pub(super) fn is_any_waiting(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    /// Takes a request back, if it waits to be sent.
+    pub(super) fn cancel(&mut self, id: RequestId) -> bool {
+        let found = self.queue.iter().rposition(|number| {
+            self.unanswered
+                .get(number)
+                .is_some_and(|request| request.id == id)
+        });
+        let number = found.and_then(|place| self.queue.remove(place));
+        number.is_some_and(|number| self.unanswered.remove(&number).is_some())
     }
 
     /// Takes all requests, in order: the session has ended.
@@ -167,7 +192,7 @@ mod tests {
     fn queue(commands: impl IntoIterator<Item = Command>) -> Requests {
         let mut requests = Requests::default();
         for (id, command) in (0..).zip(commands) {
-            requests.push(RequestId(id), CommandFlags::empty(), command);
+            requests.push(RequestId(id), CommandFlags::empty(), command, false);
         }
         requests
     }
@@ -207,10 +232,10 @@ mod tests {
         let mut requests = queue([read(0, 1 << 20)]);
         let only_small = |command: &Command| command.length() < 1 << 20;
         for _ in 0..OVERTAKES {
-            requests.push(RequestId(9), CommandFlags::empty(), read(0, 512));
+            requests.push(RequestId(9), CommandFlags::empty(), read(0, 512), false);
             assert_eq!(take_all_that_fit(&mut requests, only_small).len(), 1);
         }
-        requests.push(RequestId(9), CommandFlags::empty(), read(0, 512));
+        requests.push(RequestId(9), CommandFlags::empty(), read(0, 512), false);
         assert!(take_all_that_fit(&mut requests, only_small).is_empty());
         assert_eq!(take_all_that_fit(&mut requests, |_| true)[0], 0);
     }

@@ -8,7 +8,7 @@ use nbd::{Command, Failure, Reply};
 
 use super::config::{LinkKind, Output, SessionEvent};
 use super::identity::Identity;
-use super::link::{Job, Landing, Moment, Stage};
+use super::link::{Arrival, Job, Landing, Moment, Stage};
 use super::replay::ReplayLog;
 use super::requests::{Request, range_of};
 use super::seen::{self, Block};
@@ -21,27 +21,40 @@ const REPLAYS_AT_ONCE: usize = 64;
 
 impl Session {
     /// Takes bytes, whatever stage the link is at.
-    pub(super) fn receive(&mut self, data: Bytes) -> Result<(), Fault> {
+    pub(super) fn receive(&mut self, now: Instant, data: Bytes) -> Result<(), Fault> {
         let Some(link) = &mut self.link else {
             return Ok(());
         };
-        let length = data.len();
         if matches!(link.stage, Stage::Handshake(_)) {
             self.shake_hands(data)?;
         } else {
             link.receive(data);
         }
-        while let Some(landing) = self
+        while let Some(arrival) = self
             .link
             .as_mut()
-            .map_or(Ok(None), |link| link.poll_landing())?
+            .map_or(Ok(None), |link| link.poll_arrival(now))?
         {
-            self.settle(landing)?;
+            match arrival {
+                Arrival::Data(number, offset, data) => self.pass_on(number, offset, data),
+                Arrival::Landed(landing) => self.settle(landing)?,
+            }
         }
         if let Some(link) = &mut self.link {
-            link.settle(length);
+            link.settle();
         }
         Ok(())
+    }
+
+    /// Bytes of a streamed request have come.
+    fn pass_on(&mut self, number: u64, offset: u64, data: Bytes) {
+        if let Some(request) = self.requests.get(number) {
+            self.outputs.push_back(Output::Arrived {
+                request: request.id,
+                offset,
+                data,
+            });
+        }
     }
 
     fn shake_hands(&mut self, data: Bytes) -> Result<(), Fault> {
@@ -230,7 +243,14 @@ impl Session {
             self.seen.forget(&range_of(command));
         }
         let id = link.id;
-        match link.send(job, flags, command, now + self.config.timeout) {
+        let is_streamed = match &job {
+            Job::Request(number, _) => self
+                .requests
+                .get(*number)
+                .is_some_and(|request| request.is_streamed),
+            _ => false,
+        };
+        match link.send(job, flags, command, is_streamed, now) {
             Ok(parts) => {
                 self.send_bytes(id, parts);
                 Ok(())
@@ -318,7 +338,7 @@ impl Session {
     /// and the link is lost only where something may still come of it.
     pub(super) fn expire(&mut self, now: Instant) -> Option<Fault> {
         let link = self.link.as_mut()?;
-        let overdue = link.take_overdue(now);
+        let overdue = link.take_overdue(&self.config, now);
         let of_log =
             |cookie: &u64| matches!(link.job(*cookie), Some(Job::Replay(_) | Job::Flush(_)));
         if overdue.iter().any(of_log) && self.log.strike() {

@@ -27,6 +27,7 @@ impl Volume {
             Ok(keep) => {
                 self.keep = Some(keep);
                 self.tell_keep(now);
+                self.absorb(now);
             }
             Err(problem) => self.refuse_keep(now, problem.into()),
         }
@@ -42,6 +43,7 @@ impl Volume {
                 ..KeepState::default()
             },
         );
+        self.absorb(now);
     }
 
     /// The store has done a task; a failure comes with its cause, for people, and is the end of the copy, never of the
@@ -54,6 +56,7 @@ impl Volume {
             Stored::Whole => self.become_independent(now),
             Stored::Lost(cause) => self.give_up_keep(now, format!("the store failed: {cause}")),
         }
+        self.absorb(now);
     }
 
     /// How far the copy is, as it was last told; `None` where none was asked for.
@@ -84,7 +87,15 @@ impl Volume {
     }
 
     /// The session answered something: for the machine, or for the copy.
-    pub(super) fn take_answer(&mut self, request: RequestId, result: Result<Reply, Errno>) {
+    pub(super) fn take_answer(
+        &mut self,
+        now: Instant,
+        request: RequestId,
+        result: Result<Reply, Errno>,
+    ) {
+        if self.is_of_cache(request) {
+            return self.take_segment(now, request, result);
+        }
         match (&mut self.keep, self.parts.get(&request), &result) {
             (Some(keep), _, _) if keep.is_fetch(request) => {
                 let data = result.and_then(|reply| match reply {
@@ -141,7 +152,9 @@ impl Volume {
         self.answers.push_back(Output::Event(SessionEvent::Whole));
         self.session.set_independent(now, true);
         for (part, command) in self.session.withdraw() {
-            if self.parts.contains_key(&part) {
+            if self.is_of_cache(part) {
+                self.turn_to_store(part);
+            } else if self.parts.contains_key(&part) {
                 self.ask_store(part, &command);
             }
         }
@@ -159,6 +172,7 @@ impl Volume {
             let command = Command::Read { offset, length };
             self.session.submit(now, id, CommandFlags::empty(), command);
         }
+        self.absorb(now);
     }
 
     fn tell_keep(&mut self, now: Instant) {

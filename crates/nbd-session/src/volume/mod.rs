@@ -1,10 +1,11 @@
 //! A disk made of a remote image: whole sectors, requests of any length, every command.
 //!
 //! [`plan()`] decides what the image is asked for each request of the device; its parts go to the session, and the
-//! answer is made of their answers. Coalescing, readahead and a cache have their place between the two: a part that
-//! is cached is answered instead of being submitted, and readahead is a part that no request waits for. So it is with
-//! the kept copy ([`keep`]): what it has, its store answers.
+//! answer is made of their answers. Between the two are the cache ([`cache`]), which answers what it has and asks for
+//! what streams will come by, and the kept copy ([`keep`]): what that has, its store answers.
 
+mod cache;
+mod caching;
 mod copying;
 mod geometry;
 mod keep;
@@ -15,7 +16,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use nbd::wire::{CommandFlags, Errno};
-use nbd::{Command, Reply};
+use nbd::{Command, Export, Reply};
 
 pub use geometry::{Geometry, SECTOR};
 
@@ -24,6 +25,7 @@ use crate::reason::EndReason;
 use crate::session::{
     Closing, LinkId, LinkKind, Output, RequestId, Session, SessionEvent, Snapshot,
 };
+use caching::Caching;
 use keep::Keep;
 use plan::{Limits, Plan, Shape, plan};
 
@@ -37,6 +39,9 @@ pub struct Volume {
     geometry: Option<Geometry>,
     tasks: BTreeMap<u64, Task>,
     parts: HashMap<RequestId, Part>,
+    /// How much of a read-only image may be in memory, in bytes.
+    cache_limit: u64,
+    caching: Option<Caching>,
     keep: Option<Keep>,
     /// What was last told of the copy.
     keep_state: Option<KeepState>,
@@ -66,51 +71,72 @@ struct Part {
 
 impl Volume {
     /// A disk of the image that `session` will have, or has: one that was restored.
-    pub fn new(session: Session) -> Self {
+    pub fn new(mut session: Session) -> Self {
         Self {
+            // That a restored one is held.
+            answers: std::iter::from_fn(|| session.poll_output()).collect(),
             geometry: session
                 .export()
                 .map(|export| Geometry::of(export, name_of(&session))),
             session,
             tasks: BTreeMap::new(),
             parts: HashMap::new(),
+            cache_limit: 0,
+            caching: None,
             keep: None,
             keep_state: None,
             next_task: 0,
             next_part: 0,
-            answers: VecDeque::new(),
         }
+    }
+
+    /// The same with up to `bytes` of a read-only image in memory, and readahead into it; 0: none. What was asked for
+    /// at once may exceed that until it is answered.
+    pub fn with_cache(mut self, bytes: u64) -> Self {
+        self.cache_limit = bytes;
+        self.begin_caching();
+        self
     }
 
     /// See [`Session::open_link`].
     pub fn open_link(&mut self, now: Instant, kind: LinkKind) -> LinkId {
-        self.session.open_link(now, kind)
+        let link = self.session.open_link(now, kind);
+        self.absorb(now);
+        link
     }
 
     /// See [`Session::challenge`].
     pub fn challenge(&mut self, now: Instant, kind: LinkKind) -> LinkId {
-        self.session.challenge(now, kind)
+        let link = self.session.challenge(now, kind);
+        self.absorb(now);
+        link
     }
 
     /// See [`Session::handle_data`].
     pub fn handle_data(&mut self, now: Instant, link: LinkId, data: Bytes) {
         self.session.handle_data(now, link, data);
         self.disturb_keep(now);
+        self.absorb(now);
+        self.read_ahead(now);
+        self.absorb(now);
     }
 
     /// See [`Session::handle_text`].
     pub fn handle_text(&mut self, now: Instant, link: LinkId, text: &str) {
         self.session.handle_text(now, link, text);
+        self.absorb(now);
     }
 
     /// See [`Session::handle_alive`].
     pub fn handle_alive(&mut self, now: Instant, link: LinkId) {
         self.session.handle_alive(now, link);
+        self.absorb(now);
     }
 
     /// See [`Session::handle_closed`].
     pub fn handle_closed(&mut self, now: Instant, link: LinkId, closing: Closing) {
         self.session.handle_closed(now, link, closing);
+        self.absorb(now);
     }
 
     /// The device asks for something. What the disk does not have or allow fails with the errors of proto.md,
@@ -132,21 +158,27 @@ impl Volume {
             Plan::Answer(result) => self.answers.push_back(Output::Complete { request, result }),
             Plan::Ask(parts, shape) => self.ask(now, request, parts, shape),
         }
+        self.absorb(now);
+        self.read_ahead(now);
+        self.absorb(now);
     }
 
     /// See [`Session::set_device`].
     pub fn set_device(&mut self, now: Instant, phase: DevicePhase, device: Option<String>) {
         self.session.set_device(now, phase, device);
+        self.absorb(now);
     }
 
     /// See [`Session::drain`].
     pub fn drain(&mut self, now: Instant, reason: EndReason) {
         self.session.drain(now, reason);
+        self.absorb(now);
     }
 
     /// See [`Session::end`].
     pub fn end(&mut self, now: Instant, reason: EndReason) {
         self.session.end(now, reason);
+        self.absorb(now);
     }
 
     /// When [`Self::handle_timeout`] is to be called.
@@ -159,24 +191,49 @@ impl Volume {
     pub fn handle_timeout(&mut self, now: Instant) {
         self.session.handle_timeout(now);
         self.fetch(now);
+        self.absorb(now);
     }
 
     /// What is to be done next; to be called until it gives `None`.
     pub fn poll_output(&mut self) -> Option<Output> {
-        loop {
-            if let Some(answer) = self.answers.pop_front() {
-                return Some(answer);
-            }
-            match self.session.poll_output()? {
-                Output::Complete { request, result } => self.take_answer(request, result),
+        self.answers.pop_front()
+    }
+
+    /// Takes what comes out of the session; whatever changed it is followed by this.
+    fn absorb(&mut self, now: Instant) {
+        while let Some(output) = self.session.poll_output() {
+            match output {
+                Output::Complete { request, result } => self.take_answer(now, request, result),
+                Output::Arrived {
+                    request,
+                    offset,
+                    data,
+                } => self.take_arrived(request, offset, &data),
                 Output::Event(SessionEvent::Ended(reason)) => self.finish(reason),
-                Output::Event(SessionEvent::Ready(export)) => {
-                    self.geometry = Some(Geometry::of(&export, name_of(&self.session)));
-                    return Some(Output::Event(SessionEvent::Ready(export)));
+                Output::Event(SessionEvent::Ready(export)) => self.begin(export),
+                output => {
+                    if matches!(output, Output::Event(SessionEvent::Held { .. })) {
+                        self.drop_ahead();
+                    }
+                    self.answers.push_back(output);
                 }
-                output => return Some(output),
             }
         }
+    }
+
+    fn begin_caching(&mut self) {
+        let is_read_only = |geometry: &Geometry| geometry.read_only;
+        if self.cache_limit > 0 && self.geometry.as_ref().is_some_and(is_read_only) {
+            self.caching = Some(Caching::new(self.cache_limit));
+        }
+    }
+
+    /// The image is known.
+    fn begin(&mut self, export: Export) {
+        self.geometry = Some(Geometry::of(&export, name_of(&self.session)));
+        self.begin_caching();
+        self.answers
+            .push_back(Output::Event(SessionEvent::Ready(export)));
     }
 
     /// What the disk is like, from [`SessionEvent::Ready`] on.
@@ -243,7 +300,7 @@ impl Volume {
                     offset,
                 },
             );
-            if !self.ask_store(part, &command) {
+            if !self.ask_cache(now, part, &command) && !self.ask_store(part, &command) {
                 self.session.submit(now, part, flags, command);
                 self.disturb_keep(now);
             }
@@ -283,6 +340,7 @@ impl Volume {
     /// The session has ended: what only a store could still answer fails as well.
     fn finish(&mut self, reason: EndReason) {
         self.keep = None;
+        self.caching = None;
         self.parts.clear();
         for (_, task) in std::mem::take(&mut self.tasks) {
             self.answers.push_back(Output::Complete {

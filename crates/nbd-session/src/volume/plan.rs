@@ -238,7 +238,7 @@ fn aligned(geometry: &Geometry, limits: Limits, command: &Command) -> Option<(u6
 }
 
 /// Offsets and lengths of a range in pieces of at most `most` bytes.
-fn pieces(start: u64, end: u64, most: u32) -> impl Iterator<Item = (u64, u32)> {
+pub(super) fn pieces(start: u64, end: u64, most: u32) -> impl Iterator<Item = (u64, u32)> {
     let most = most.max(1);
     (start..end).step_by(most as usize).map(move |offset| {
         (

@@ -275,6 +275,7 @@ impl Bench {
                 }
                 Output::Close { code, reason, .. } => self.closed.push((code, reason)),
                 Output::Complete { request, result } => self.completed.push((request.0, result)),
+                Output::Arrived { .. } => panic!("a volume answers requests as a whole"),
                 Output::Store { task, action } => {
                     let result = self.shelf.carry_out(action);
                     self.volume.handle_stored(self.now, task, result);
@@ -316,6 +317,13 @@ pub(crate) const WRITABLE: TransmissionFlags = TransmissionFlags::SEND_FLUSH
     .union(TransmissionFlags::SEND_FUA);
 
 impl Peer {
+    /// The bytes that answer what is kept, instead of sending them.
+    pub(crate) fn take_answer(&mut self) -> (LinkId, Vec<u8>) {
+        let (kept, mut output) = (std::mem::take(&mut self.kept), Vec::new());
+        self.answer(kept, &mut output);
+        (self.link, output.concat())
+    }
+
     fn receive(&mut self, data: Bytes) -> Vec<Bytes> {
         let mut output = Vec::new();
         match (&mut self.handshake, &mut self.transmission) {

@@ -7,6 +7,7 @@ mod disk;
 mod ends;
 mod keep;
 mod links;
+mod reading;
 mod restart;
 mod resume;
 mod takeover;

@@ -28,6 +28,9 @@ pub(crate) struct Machine {
     submitted: BTreeMap<RequestId, (CommandFlags, Command)>,
     next_id: u64,
     next_stamp: Stamp,
+    /// It mostly reads on where it read last.
+    in_a_row: bool,
+    next_read: u64,
     /// How many reads were answered with bytes.
     pub(crate) read: u64,
 }
@@ -56,7 +59,7 @@ enum Asked {
 }
 
 impl Machine {
-    pub(crate) fn new(geometry: &Geometry) -> Self {
+    pub(crate) fn new(geometry: &Geometry, in_a_row: bool) -> Self {
         let size = usize::try_from(geometry.size).unwrap();
         assert_eq!(size % SECTOR, 0);
         Self {
@@ -71,6 +74,8 @@ impl Machine {
             submitted: BTreeMap::new(),
             next_id: 0,
             next_stamp: 16,
+            in_a_row,
+            next_read: 0,
             read: 0,
         }
     }
@@ -251,7 +256,13 @@ impl Machine {
     }
 
     fn read(&mut self, random: &mut Random) -> (CommandFlags, Command, Asked) {
-        let (offset, length) = self.range(random);
+        let (mut offset, mut length) = self.range(random);
+        let left = (self.sectors * SECTOR) as u64 - self.next_read;
+        if self.in_a_row && left > 0 && random.percent(80) {
+            offset = self.next_read;
+            length = length.min(u32::try_from(left).unwrap());
+        }
+        self.next_read = offset + u64::from(length);
         let start = usize::try_from(offset).unwrap();
         let range = start..start + length as usize;
         let sectors = sectors_of(&range);

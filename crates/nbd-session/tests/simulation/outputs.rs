@@ -33,6 +33,7 @@ impl World {
                 }
                 Output::Close { link, code, reason } => self.closed_by_session(link, code, &reason),
                 Output::Complete { request, result } => self.completed(request, result),
+                Output::Arrived { .. } => panic!("a volume answers requests as a whole"),
                 Output::Store { task, action } => self.store(task, action),
                 Output::Event(event) => self.notice(event),
             }
@@ -115,7 +116,8 @@ impl World {
                     .volume
                     .geometry()
                     .expect("what is ready has a geometry");
-                self.machine = Some(Machine::new(geometry));
+                let in_a_row = self.random.percent(40);
+                self.machine = Some(Machine::new(geometry, in_a_row));
                 let now = self.agenda.instant();
                 self.volume
                     .set_device(now, DevicePhase::Attached, Some("/dev/nbd0".into()));

@@ -33,7 +33,7 @@ impl World {
         let now = self.agenda.instant();
         let snapshot = serde_json::from_str(&record).unwrap();
         let session = Session::restore(self.config.clone(), now, snapshot).unwrap();
-        self.volume = Volume::new(session);
+        self.volume = Volume::new(session).with_cache(self.cache);
         self.held = false;
         self.alone = false;
         self.statistics.count("restarted");

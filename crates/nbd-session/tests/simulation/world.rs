@@ -63,6 +63,8 @@ pub(crate) struct World {
     pub(crate) random: Random,
     pub(crate) agenda: Agenda<Event>,
     pub(crate) config: SessionConfig,
+    /// How much memory the volume may take, in bytes.
+    pub(crate) cache: u64,
     pub(crate) volume: Volume,
     pub(crate) machine: Option<Machine>,
     pub(crate) page: Page,
@@ -115,6 +117,7 @@ impl World {
         }
         // Writes are carried out for the newest connection alone.
         let lingers = !writable && random.percent(50);
+        let cache = random.pick(&[0, 0, 8 << 10, 40 << 10, 1 << 20]);
         let keeper = random.percent(60).then(|| Keeper::new(&mut random));
         Self {
             writable,
@@ -131,7 +134,8 @@ impl World {
             latency: random.pick(&[0, MILLISECOND, 50 * MILLISECOND, SECOND]),
             random,
             agenda: Agenda::new(),
-            volume: Volume::new(Session::new(config.clone())),
+            cache,
+            volume: Volume::new(Session::new(config.clone())).with_cache(cache),
             config,
             machine: None,
             page,
