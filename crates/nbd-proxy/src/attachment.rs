@@ -39,6 +39,8 @@ pub(crate) struct Limits {
     pub(crate) max_request: u32,
     /// Replies outstanding at once with their headers, in bytes.
     pub(crate) max_in_flight: u64,
+    /// What of a read-only image may be in memory, in bytes; 0: nothing, and nothing is read ahead.
+    pub(crate) cache: u64,
 }
 
 impl Limits {
@@ -47,12 +49,14 @@ impl Limits {
     pub(crate) const STDIO: Self = Self {
         max_request: 128 << 10,
         max_in_flight: 384 << 10,
+        cache: 0,
     };
     /// Big requests, since a browser's reads cost about the same whatever their size.
     #[cfg(feature = "serve")]
     pub(crate) const SERVE: Self = Self {
         max_request: 4 << 20,
         max_in_flight: 32 << 20,
+        cache: 32 << 20,
     };
 }
 
@@ -104,6 +108,7 @@ impl Settings {
             limits: Limits {
                 max_request: asked.limits.max_request.min(Limits::STDIO.max_request),
                 max_in_flight: asked.limits.max_in_flight.min(Limits::STDIO.max_in_flight),
+                cache: Limits::STDIO.cache,
             },
             patience: Duration::from_millis(300),
             ..asked
@@ -144,6 +149,7 @@ impl Settings {
             limits: Limits {
                 max_request: configuration.max_request.unwrap_or(limits.max_request),
                 max_in_flight: configuration.max_in_flight.unwrap_or(limits.max_in_flight),
+                cache: configuration.cache.unwrap_or(limits.cache),
             },
             patience: FORCED_EJECT,
             runtime_dir,

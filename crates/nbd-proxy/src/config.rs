@@ -96,6 +96,8 @@ pub(crate) struct Configuration {
     pub(crate) max_request: Option<u32>,
     /// Bytes of replies outstanding at once, if not the form's own limit.
     pub(crate) max_in_flight: Option<u64>,
+    /// Bytes of a read-only image in memory, if not the form's own limit; 0: none.
+    pub(crate) cache: Option<u64>,
     /// How a kernel device is attached.
     pub(crate) attach: AttachMode,
     /// What the hook is told that the device is.
@@ -174,6 +176,7 @@ impl Config {
             keep: None,
             max_request: None,
             max_in_flight: None,
+            cache: None,
             attach: AttachMode::default(),
             media: Media::default(),
             state_hook: STATE_HOOK.into(),
@@ -295,6 +298,7 @@ impl Configuration {
             keep: keep::read(&mut section)?,
             max_request: read_max_request(&mut section)?,
             max_in_flight: section.integer("max-in-flight")?,
+            cache: section.integer("cache")?,
             attach: section
                 .word(
                     "attach",

@@ -98,7 +98,8 @@ impl Worker {
         let (to_requests, requests) = mpsc::channel(REQUEST_QUEUE);
         let (to_device_events, device_events) = mpsc::unbounded_channel();
         Self {
-            volume: Volume::new(Session::new(session_config(&settings))),
+            volume: Volume::new(Session::new(session_config(&settings)))
+                .with_cache(settings.limits.cache),
             board: Board::new(publisher),
             life: Lifecycle::default(),
             jobs: JoinSet::new(),
@@ -286,6 +287,8 @@ impl Worker {
                     self.links.retain(|known| known.id != link);
                 }
                 Output::Complete { request, result } => self.complete(request, result),
+                // A volume answers requests as a whole.
+                Output::Arrived { .. } => {}
                 Output::Store { task, action } => {
                     if let Some(keeper) = &self.keeper {
                         keeper.give(task, action);

@@ -225,6 +225,10 @@ fn a_wrong_value_names_its_key() {
             r#""device": "auto", "max-request": 1000"#,
             "configurations.0.max-request",
         ),
+        (
+            r#""device": "auto", "cache": "32M""#,
+            "configurations.0.cache",
+        ),
         (r#""device": "auto", "keep": true"#, "configurations.0.keep"),
         (
             r#""device": "auto", "keep": "ram""#,

@@ -29,6 +29,8 @@ const READERS: usize = 8;
 const BUDGET: u64 = 64 << 20;
 /// How many requests may wait.
 const WAITING: usize = 4096;
+/// Answers up to this length are one message, bytes: a message costs more than such a copy.
+const JOINED: usize = 16 << 10;
 /// How long a server may be silent: it sends a beat every 5 s.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long the server has to end the session once we said goodbye; it still reads while its stop hook runs.
@@ -366,6 +368,9 @@ fn reply(
 ) {
     let mut output = Vec::new();
     transmission.reply(reply_to, result, &mut output);
+    if output.iter().map(Bytes::len).sum::<usize>() <= JOINED {
+        return socket.push(Message::binary(output.concat()));
+    }
     for part in output {
         socket.push(Message::binary(part));
     }

@@ -17,6 +17,9 @@ use rustix::fs::SeekFrom as Sparse;
 
 /// The largest request that we answer, bytes: what clients assume unless told (proto.md, "Size constraints").
 const MAXIMUM_REQUEST: u32 = 32 << 20;
+/// The longest piece of an answer, bytes. Each is a message of its own, so that the machine has the first of them while
+/// the last are still on a slow line.
+const PIECE: usize = 256 << 10;
 /// The most extents in one answer: a client asks again for the rest.
 const EXTENTS: usize = 1024;
 
@@ -123,20 +126,27 @@ impl Image {
     }
 
     fn read(&self, offset: u64, length: u32) -> Result<Payload, Failure> {
-        let length = usize::try_from(length).map_err(|_| Failure::from(Errno::EOVERFLOW))?;
-        let mut data = vec![0; length];
-        self.file
-            .read_exact_at(&mut data, offset)
-            .map_err(|error| match error.kind() {
-                ErrorKind::UnexpectedEof => self.failure("has become shorter since it was opened"),
-                _ => self.failure(&format!("can't be read: {error}")),
-            })?;
+        let end = offset + u64::from(length);
+        let mut data = Payload::new();
+        for at in (offset..end).step_by(PIECE) {
+            let left = usize::try_from(end - at).unwrap_or(PIECE);
+            let mut piece = vec![0; left.min(PIECE)];
+            self.file
+                .read_exact_at(&mut piece, at)
+                .map_err(|error| match error.kind() {
+                    ErrorKind::UnexpectedEof => {
+                        self.failure("has become shorter since it was opened")
+                    }
+                    _ => self.failure(&format!("can't be read: {error}")),
+                })?;
+            data.push(piece.into());
+        }
         // Afterwards: whatever was written before or meanwhile shows.
         match self.version {
             Some(opened) if version(&self.file).ok() != Some(opened) => {
                 Err(self.failure("was changed since it was opened; share it anew"))
             }
-            _ => Ok(bytes::Bytes::from(data).into()),
+            _ => Ok(data),
         }
     }
 

@@ -71,6 +71,7 @@ impl Machine {
                         cookie: of,
                         offset,
                         data,
+                        ..
                     } if of == cookie => {
                         let at = usize::try_from(offset - start).unwrap();
                         content[at..at + data.len()].copy_from_slice(&data);
