@@ -40,7 +40,8 @@ export async function firefox(options = {}) {
   const socket = new WebSocket(`${address}/session`, { perMessageDeflate: false });
   await once(socket, "open");
   const browser = new Browser(program, socket, kept ? null : profile);
-  await browser.send("session.new", { capabilities: {} });
+  const capabilities = { alwaysMatch: { acceptInsecureCerts: true } };
+  await browser.send("session.new", { capabilities });
   return browser;
 }
 

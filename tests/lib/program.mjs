@@ -27,7 +27,11 @@ export async function configure(t, configurations, settings = {}) {
   await mkdir(runtime);
   const file = join(folder, "config.json");
   await writeFile(file, JSON.stringify({ ...settings, configurations }));
-  const env = { ...process.env, RUNTIME_DIRECTORY: runtime, STATE_DIRECTORY: join(folder, "state") };
+  const env = {
+    ...process.env,
+    RUNTIME_DIRECTORY: runtime,
+    STATE_DIRECTORY: join(folder, "state"),
+  };
   return { folder, file, env };
 }
 
@@ -37,13 +41,13 @@ export async function configure(t, configurations, settings = {}) {
  * @param {TestContext} t
  * @param {Record<string, Record<string, unknown>>} configurations
  * @param {Record<string, unknown>} [settings] beside `configurations`
+ * @param {string[]} [more] arguments
  */
-export async function serve(t, configurations, settings) {
+export async function serve(t, configurations, settings, more = []) {
   const { folder, file, env } = await configure(t, configurations, settings);
-  const program = background(t, PROGRAM, ["serve", "--config", file, "--listen", "127.0.0.1:0"], {
-    env,
-  });
-  const [address] = await program.says(/^http:\/\/\S+#token=\S+$/m);
+  const args = ["serve", "--config", file, "--listen", "127.0.0.1:0", ...more];
+  const program = background(t, PROGRAM, args, { env });
+  const [address] = await program.says(/^https?:\/\/\S+#token=\S+$/m);
   return Object.assign(new Server(address), { program, folder, messages: () => program.stderr });
 }
 

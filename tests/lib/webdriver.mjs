@@ -31,7 +31,10 @@ export async function chromium({ profile: kept } = {}) {
   const profile = kept ?? (await mkdtemp(join(tmpdir(), "nbd-proxy-chromium-")));
   const resolve = `--host-resolver-rules=MAP ${INSECURE_NAME} 127.0.0.1`;
   const args = [...CHROMIUM_ARGUMENTS, resolve, `--user-data-dir=${profile}`];
-  const capabilities = { "goog:chromeOptions": { binary: "/usr/bin/chromium", args } };
+  const capabilities = {
+    acceptInsecureCerts: true,
+    "goog:chromeOptions": { binary: "/usr/bin/chromium", args },
+  };
   const browser = await start("chromedriver", capabilities, process.env, []);
   if (!kept) browser.onClosed(() => rm(profile, { recursive: true, force: true, maxRetries: 5 }));
   return browser;

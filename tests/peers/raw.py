@@ -17,7 +17,7 @@ OPT_STRUCTURED_REPLY, OPT_LIST_META_CONTEXT, OPT_SET_META_CONTEXT, OPT_EXTENDED_
 
 REP_ACK, REP_SERVER, REP_INFO, REP_META_CONTEXT = 1, 2, 3, 4
 REP_ERR_UNSUP, REP_ERR_POLICY, REP_ERR_INVALID = 0x80000001, 0x80000002, 0x80000003
-REP_ERR_UNKNOWN, REP_ERR_TOO_BIG = 0x80000006, 0x80000009
+REP_ERR_TLS_REQD, REP_ERR_UNKNOWN, REP_ERR_TOO_BIG = 0x80000005, 0x80000006, 0x80000009
 
 INFO_EXPORT, INFO_NAME, INFO_DESCRIPTION, INFO_BLOCK_SIZE = 0, 1, 2, 3
 
@@ -38,9 +38,19 @@ class Client:
     """One connection."""
 
     def __init__(self, path):
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(60)
+        self.take(socket.socket(socket.AF_UNIX))
         self.socket.connect(str(path))
+
+    @classmethod
+    def over(cls, connection):
+        """On a connection that is there already."""
+        client = cls.__new__(cls)
+        client.take(connection)
+        return client
+
+    def take(self, connection):
+        self.socket = connection
+        self.socket.settimeout(60)
         self.structured = False
 
     def __enter__(self):
@@ -82,7 +92,7 @@ class Client:
         return server
 
     def send_option(self, option, data=b"", length=None):
-        self.send(IHAVEOPT + struct.pack(">II", option, len(data) if length is None else length) + data)
+        self.send(option_bytes(option, data, length))
 
     def option_reply(self):
         magic, option, kind, length = struct.unpack(">QIII", self.receive(20))
@@ -144,6 +154,11 @@ class Client:
         """The errno that a request is answered with."""
         self.request(*request, **options)
         return self.reply()[1]
+
+
+def option_bytes(option, data=b"", length=None):
+    """An option with its data, and a length that may be wrong."""
+    return IHAVEOPT + struct.pack(">II", option, len(data) if length is None else length) + data
 
 
 def info_request(name=b"", *kinds):
