@@ -3,6 +3,7 @@
 mod audit;
 mod keep;
 mod lenient;
+mod limits;
 mod reader;
 mod serve;
 mod tls;
@@ -18,6 +19,8 @@ use crate::device::{AttachMode, DeviceSpec};
 #[cfg(feature = "serve")]
 pub(crate) use audit::Destination;
 pub(crate) use keep::{Keep, Place};
+#[cfg(feature = "serve")]
+pub(crate) use limits::ServeLimits;
 use reader::{Reader, Section};
 pub(crate) use serve::ServeConfig;
 pub(crate) use tls::TlsFiles;

@@ -1,7 +1,15 @@
 //! Messages for people: one line each on standard error, and in the stdin/stdout form to syslog too, since bmcweb
 //! gives its child no standard error.
 
-use std::{fmt::Display, io::Write, os::unix::net::UnixDatagram, sync::OnceLock};
+use std::{
+    fmt::Display,
+    io::Write,
+    os::unix::net::UnixDatagram,
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+use crate::throttle::Throttle;
 
 /// Where the system's logger listens.
 const SYSLOG_SOCKET: &str = "/dev/log";
@@ -41,6 +49,47 @@ pub(crate) fn warning(message: impl Display) {
 /// Something worth knowing happened.
 pub(crate) fn information(message: impl Display) {
     say(Severity::Information, &message);
+}
+
+/// Messages of one kind that a stranger can cause: 20 at once, then one in two seconds. How many were left out is told
+/// before the next.
+pub(crate) struct Kind(Throttle);
+
+impl Kind {
+    /// Of which nothing has been said.
+    pub(crate) const fn new() -> Self {
+        Self(Throttle::new(20, Duration::from_secs(2)))
+    }
+
+    /// As [`error`].
+    #[cfg(feature = "serve")]
+    pub(crate) fn error(&self, message: impl Display) {
+        self.say(Severity::Error, &message);
+    }
+
+    /// As [`information`].
+    pub(crate) fn information(&self, message: impl Display) {
+        self.say(Severity::Information, &message);
+    }
+
+    /// As [`warning`].
+    pub(crate) fn warning(&self, message: impl Display) {
+        self.say(Severity::Warning, &message);
+    }
+
+    fn say(&self, severity: Severity, message: &dyn Display) {
+        match self.0.admit(Instant::now()) {
+            Some(0) => say(severity, message),
+            Some(omitted) => {
+                say(
+                    severity,
+                    &format_args!("{omitted} messages like the next were left out"),
+                );
+                say(severity, message);
+            }
+            None => {}
+        }
+    }
 }
 
 /// An error with its causes, each told once: many sentences name theirs already.

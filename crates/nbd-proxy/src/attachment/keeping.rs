@@ -80,7 +80,7 @@ impl Worker {
 
     /// The link is gone, which does no harm.
     pub(super) fn show_alone(&mut self, reason: &str) {
-        report::information(format_args!(
+        self.lines.information(format_args!(
             "configuration {:?}: goes on from its copy, without a link: {reason}",
             self.settings.name
         ));

@@ -26,7 +26,7 @@ use crate::{
     device::{DeviceEvent, DeviceRequest, REQUEST_QUEUE, ReplySlot},
     keep::{Keeper, Kept},
     link::{self, Link, LinkCommand, LinkEvent, Peer},
-    report,
+    report::Kind,
 };
 
 /// How many events of one kind are applied before the others get a turn.
@@ -42,6 +42,8 @@ pub(super) struct Worker {
     pub(super) board: Board,
     pub(super) life: Lifecycle,
     pub(super) jobs: JoinSet<Finished>,
+    /// What comes and goes with links is in the hands of who serves them.
+    pub(super) lines: Kind,
     /// Where the image is copied to.
     pub(super) keeper: Option<Keeper>,
     /// For devices: where their requests and events go.
@@ -103,6 +105,7 @@ impl Worker {
             board: Board::new(publisher),
             life: Lifecycle::default(),
             jobs: JoinSet::new(),
+            lines: Kind::new(),
             keeper: None,
             to_requests,
             to_device_events,
@@ -330,7 +333,7 @@ impl Worker {
                     .set_image(self.volume.image().cloned(), self.volume.geometry());
             }
             SessionEvent::Held { until, reason } => {
-                report::warning(format_args!(
+                self.lines.warning(format_args!(
                     "configuration {:?}: held: {reason}",
                     self.settings.name
                 ));
@@ -340,7 +343,7 @@ impl Worker {
             }
             SessionEvent::TakenOver { link } => {
                 self.show_peer(link);
-                report::information(format_args!(
+                self.lines.information(format_args!(
                     "configuration {:?}: taken over from {}",
                     self.settings.name,
                     self.board.status().peer.from
@@ -349,7 +352,7 @@ impl Worker {
             }
             SessionEvent::Resumed { link } => {
                 self.show_peer(link);
-                report::information(format_args!(
+                self.lines.information(format_args!(
                     "configuration {:?}: resumed",
                     self.settings.name
                 ));

@@ -18,6 +18,30 @@ pub(crate) enum Event {
         /// A sentence.
         reason: String,
     },
+    /// Somebody has signed in.
+    LoginSucceeded {
+        /// Who.
+        #[serde(flatten)]
+        who: Who,
+        /// By what: `token`, `password`.
+        method: &'static str,
+    },
+    /// Somebody has failed to.
+    LoginFailed {
+        /// Who they said they were.
+        #[serde(flatten)]
+        who: Who,
+        /// By what.
+        method: &'static str,
+        /// A sentence.
+        reason: String,
+    },
+    /// Somebody has signed out.
+    LoggedOut {
+        /// Who.
+        #[serde(flatten)]
+        who: Who,
+    },
     /// A link was refused.
     LinkRefused {
         /// Who.
@@ -92,7 +116,7 @@ pub(crate) enum Event {
         /// A sentence.
         reason: String,
     },
-    /// So many refusals of people whom we don't know came before the next one that they were not told.
+    /// So many refusals and failed logins of people whom we don't know came before the next one that they were not told.
     EventsOmitted {
         /// How many.
         count: u64,
@@ -109,7 +133,8 @@ impl Event {
     pub(super) fn is_warning(&self) -> bool {
         matches!(
             self,
-            Self::LinkRefused { .. }
+            Self::LoginFailed { .. }
+                | Self::LinkRefused { .. }
                 | Self::EjectForced { .. }
                 | Self::Ended {
                     in_order: false,
@@ -122,7 +147,11 @@ impl Event {
 
     /// Whether somebody can cause it as often as they like without being known.
     pub(super) fn is_of_stranger(&self) -> bool {
-        matches!(self, Self::LinkRefused { who, .. } if who.user.is_none())
+        match self {
+            Self::LoginFailed { .. } => true,
+            Self::LinkRefused { who, .. } => who.user.is_none(),
+            _ => false,
+        }
     }
 }
 

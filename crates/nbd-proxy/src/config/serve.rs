@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::{
     audit::{self, Destination},
+    limits::{self, ServeLimits},
     reader::{Reader, Section},
     tls::{self, TlsFiles},
 };
@@ -27,6 +28,8 @@ pub(crate) struct ServeConfig {
     pub(crate) state_dir: Option<PathBuf>,
     /// Where the audit trail goes; None: to the journal where standard error goes there, too.
     pub(crate) audit: Option<Destination>,
+    /// How much it takes on.
+    pub(crate) limits: ServeLimits,
 }
 
 impl ServeConfig {
@@ -40,6 +43,7 @@ impl ServeConfig {
             tls_terminated: section.boolean("tls-terminated")?.unwrap_or(false),
             state_dir: section.absolute_path("state-dir")?,
             audit: audit::read(&mut section)?,
+            limits: limits::read(&mut section)?,
         };
         section.finish()?;
         Ok(serve)

@@ -33,12 +33,19 @@ use super::{
     client::{self, ClientError},
     guard::Guard,
 };
-use crate::{config::TlsFiles, paths, report};
+use crate::{
+    config::TlsFiles,
+    paths,
+    report::{self, Kind},
+};
 
 /// How many clients one device has at most.
 const MAX_CLIENTS: usize = 64;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
+static FAILED_ACCEPTS: Kind = Kind::new();
+static REFUSED_CLIENTS: Kind = Kind::new();
+static DROPPED_CLIENTS: Kind = Kind::new();
 /// The longest path of a Unix socket, in bytes (`unix(7)`: 108 with its NUL).
 const MAX_PATH: usize = 107;
 /// How long nothing is accepted after the system refused to (no file descriptors, for one).
@@ -323,7 +330,7 @@ impl Acceptor {
     async fn run(mut self) {
         loop {
             if let Err(error) = self.accept().await {
-                report::warning(format_args!(
+                FAILED_ACCEPTS.warning(format_args!(
                     "{}: can't accept a client: {error}",
                     self.path
                 ));
@@ -404,7 +411,7 @@ impl Host {
     fn enter(&self) -> Option<Entry> {
         let entry = Clients::enter(&self.clients, format!("connected: {}", self.peer));
         if entry.is_none() {
-            report::warning(format_args!(
+            REFUSED_CLIENTS.warning(format_args!(
                 "{}: refused {}: there are {MAX_CLIENTS} clients",
                 self.path, self.peer
             ));
@@ -422,7 +429,7 @@ impl Host {
     }
 
     fn tell(&self, error: &ClientError) {
-        report::warning(format_args!(
+        DROPPED_CLIENTS.warning(format_args!(
             "{}: dropped {}: {error}",
             self.path, self.peer
         ));

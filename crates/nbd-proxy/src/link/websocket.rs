@@ -476,6 +476,8 @@ mod tests {
     async fn who_breaks_a_rule_of_websocket_is_told_before_the_connection_ends() {
         for (sent, code) in [
             (frame(0x83, b""), 1002),
+            // Compressed, which nobody has agreed on.
+            (frame(0xc2, b"bomb"), 1002),
             (frame(0x81, b"\xff"), 1007),
             (vec![0x82, 0xff, 0, 0, 1, 0, 0, 0, 0, 0], 1009),
         ] {

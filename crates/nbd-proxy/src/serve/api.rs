@@ -167,11 +167,16 @@ pub(super) async fn log_in(
         Ok(request) => request,
         Err(refusal) => return refusal,
     };
+    const REFUSAL: &str = "this token is not valid (any more); open the address that the server printed when it started";
     match server.auth.log_in(client, headers, &request.token).await {
-        Some(cookie) => with_cookie(cookie),
-        None => http::unauthorized(
-            "this token is not valid (any more); open the address that the server printed when it started",
-        ),
+        Some(cookie) => {
+            server.note_login(client.who(Some("local")), "token", None);
+            with_cookie(cookie)
+        }
+        None => {
+            server.note_login(client.who(None), "token", Some(REFUSAL.to_owned()));
+            http::unauthorized(REFUSAL)
+        }
     }
 }
 
@@ -181,6 +186,10 @@ pub(super) async fn log_out(
     client: &Client,
     headers: &HeaderMap,
 ) -> Response<Body> {
+    if let Some(identity) = server.auth.identify(client, headers) {
+        let who = client.who(Some(&identity.user));
+        server.audit.tell(Event::LoggedOut { who });
+    }
     match server.auth.log_out(client, headers).await {
         Some(cookie) => with_cookie(cookie),
         None => http::empty(StatusCode::NO_CONTENT),

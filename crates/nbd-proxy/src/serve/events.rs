@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,6 +19,7 @@ use tokio::{
 use super::{
     Server,
     http::{self, Body},
+    limits::Limit,
     stopped,
 };
 
@@ -28,6 +30,9 @@ const QUEUE: usize = 4;
 
 /// Answers `GET /api/v1/events`.
 pub(super) fn stream(server: &Server) -> Response<Body> {
+    let Ok(place) = Arc::clone(&server.events).try_acquire_owned() else {
+        return server.too_many(Limit::Events);
+    };
     let (sender, receiver) = mpsc::channel(QUEUE);
     let changes = server
         .registry
@@ -35,12 +40,15 @@ pub(super) fn stream(server: &Server) -> Response<Body> {
         .iter()
         .map(|slot| slot.changes())
         .collect();
-    tokio::spawn(send(
-        sender,
-        changes,
-        server.registry.version(),
-        server.stopping.clone(),
-    ));
+    let (version, stopping) = (server.registry.version(), server.stopping.clone());
+    tokio::spawn(async move {
+        let _place = place;
+        let gone = sender.clone();
+        tokio::select! {
+            () = send(sender, changes, version, stopping) => {}
+            () = gone.closed() => {}
+        }
+    });
     http::typed(
         "text/event-stream",
         http::respond(StatusCode::OK, EventBody(receiver).boxed()),

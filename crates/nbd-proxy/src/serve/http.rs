@@ -1,12 +1,17 @@
 //! HTTP/1.1 on a socket: connections, bodies, and the headers that every answer carries.
 
-use std::{convert::Infallible, time::Duration};
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Full, Limited, combinators::BoxBody};
 use hyper::{
     HeaderMap, Request, Response, StatusCode,
-    body::Incoming,
+    body::{Frame, Incoming, SizeHint},
     header::{self, HeaderName, HeaderValue},
     server::conn::http1,
     service::service_fn,
@@ -18,7 +23,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{api::ErrorView, auth::Host};
+use super::{api::ErrorView, auth::Host, patience::Patient, seats::Occupied};
 
 /// The body of an answer.
 pub(super) type Body = BoxBody<Bytes, Infallible>;
@@ -48,7 +53,7 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(HEAD_LIMIT)
-        .serve_connection(TokioIo::new(stream), service)
+        .serve_connection(TokioIo::new(Patient::new(stream)), service)
         .with_upgrades();
     let _ = connection.await;
 }
@@ -68,6 +73,43 @@ pub(super) fn respond(status: StatusCode, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response
+}
+
+/// Keeps the connection's seat until the answer has been handed to it.
+pub(super) fn occupied(response: Response<Body>, occupied: Occupied) -> Response<Body> {
+    response.map(|body| {
+        Held {
+            body,
+            _occupied: occupied,
+        }
+        .boxed()
+    })
+}
+
+/// A body on whose connection something goes on until all of it was taken.
+struct Held {
+    body: Body,
+    _occupied: Occupied,
+}
+
+impl hyper::body::Body for Held {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// An answer in plain text.
@@ -113,6 +155,16 @@ pub(super) fn unauthorized(sentence: &str) -> Response<Body> {
     response
         .headers_mut()
         .insert(header::WWW_AUTHENTICATE, challenge);
+    response
+}
+
+/// Too much, or too often; `pause` is how long to wait (RFC 9110, section 10.2.3).
+pub(super) fn too_many(sentence: String, pause: Duration) -> Response<Body> {
+    let mut response = error(StatusCode::TOO_MANY_REQUESTS, sentence);
+    let seconds = pause.as_secs() + u64::from(pause.subsec_nanos() > 0);
+    response
+        .headers_mut()
+        .insert(header::RETRY_AFTER, seconds.max(1).into());
     response
 }
 

@@ -20,6 +20,7 @@ use super::{
     Client, Server,
     auth::Identity,
     http::{self, Body},
+    limits::Limit,
     path,
     refusal::{self, Refusal},
     registry::Slot,
@@ -28,7 +29,7 @@ use crate::{
     attachment::Limits,
     audit::{Event, Who},
     link::{LinkCommand, LinkKind, Peer, websocket},
-    report,
+    report::Kind,
 };
 
 /// RFC 6455, section 1.3.
@@ -42,6 +43,9 @@ const ID_LENGTH: std::ops::RangeInclusive<usize> = 22..=64;
 
 /// How often the login behind a link is noted to be in use.
 const LOGIN_USE: Duration = Duration::from_secs(600);
+
+/// Messages that somebody who may open links can cause.
+static FAILURES: Kind = Kind::new();
 
 /// Whether a request wants to become a WebSocket.
 pub(super) fn is_upgrade(headers: &HeaderMap) -> bool {
@@ -82,8 +86,10 @@ pub(super) fn upgrade(
     let (server, client) = (Arc::clone(server), Arc::clone(client));
     let identity = server.auth.identify(&client, request.headers());
     let applicant = Applicant::of(&client, identity.as_ref(), request.uri());
-    let entry = enter(&server, identity, &request);
+    let entry = enter(&server, &client, identity, &request);
+    let occupied = client.occupy();
     tokio::spawn(async move {
+        let (_client, _occupied) = (client, occupied);
         let (admission, _place) = match entry {
             Ok((admission, place)) => (admission, Some(place)),
             Err(refusal) => (Err(refusal), None),
@@ -107,7 +113,7 @@ impl Applicant {
             _ => None,
         };
         Self {
-            who: client.who(identity),
+            who: client.who(identity.map(|identity| identity.user.as_str())),
             configuration,
             session: session_of(uri.query().unwrap_or_default()).ok().flatten(),
         }
@@ -116,6 +122,9 @@ impl Applicant {
     /// Counts and tells of a refusal.
     fn note_refusal(self, server: &Server, refusal: &Refusal) {
         server.metrics.refused(refusal.code);
+        if let Some(limit) = refusal.limit {
+            server.metrics.reached(limit);
+        }
         server.audit.tell(Event::LinkRefused {
             who: self.who,
             configuration: self.configuration,
@@ -202,13 +211,17 @@ fn switch_protocols(accept: &str, request: &HeaderMap) -> Response<Body> {
 /// Somebody whom we know takes one of the places for links, also for as long as it takes to refuse them.
 fn enter(
     server: &Server,
+    client: &Client,
     identity: Option<Identity>,
     request: &Request<Incoming>,
 ) -> Result<(Result<Admission, Refusal>, OwnedSemaphorePermit), Refusal> {
+    if let Some(reached) = client.too_late {
+        return Err(Refusal::too_many(reached));
+    }
     let identity = identity.ok_or_else(Refusal::not_allowed)?;
     let place = Arc::clone(&server.links)
         .try_acquire_owned()
-        .map_err(|_| Refusal::too_many())?;
+        .map_err(|_| Refusal::too_many(server.reached(Limit::Links)))?;
     Ok((admit(server, identity, request.uri()), place))
 }
 
@@ -288,7 +301,7 @@ async fn keep(
         Ok(admission) => admission,
         Err(refusal) => {
             applicant.note_refusal(server, &refusal);
-            let Refusal { code, reason } = refusal;
+            let Refusal { code, reason, .. } = refusal;
             return websocket::accept(connection, 0).close(code, &reason).await;
         }
     };
@@ -311,10 +324,10 @@ async fn keep(
     let commands = link.commands.clone();
     if let Err(refusal) = server.registry.offer(&slot, takeover, link).await {
         applicant.note_refusal(server, &refusal);
-        let Refusal { code, reason } = refusal;
+        let Refusal { code, reason, .. } = refusal;
         if code == refusal::FAILED {
             // Not the client's fault, so whoever looks after this machine wants to know; whole, for a close frame cuts.
-            report::error(format_args!(
+            FAILURES.error(format_args!(
                 "configuration {:?}: {reason}",
                 slot.configuration().name
             ));

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixStream},
-    sync::Semaphore,
+    sync::{Semaphore, oneshot},
     time::sleep,
 };
 use tokio_rustls::server::TlsStream;
@@ -16,9 +16,10 @@ use crate::{config::ServeConfig, control::ControlListener};
 /// Where we listen unless told.
 const DEFAULT: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8000);
-/// How many connections there may be at once at a listener, links included; more wait in the kernel's queue. Less than
-/// the 1024 open files that a process usually may have.
-const CONNECTIONS: usize = 768;
+/// How many connections for which there is no room are told so at once; more wait in the kernel's queue.
+const REFUSALS: usize = 32;
+/// How long telling it may take.
+const REFUSAL: Duration = Duration::from_secs(5);
 /// How long to wait when the kernel gives no connection, because we have too many files open, say.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -144,7 +145,7 @@ impl Door for ControlListener {
 /// Takes connections until the server stops.
 pub(super) async fn take_all(server: Arc<Server>, door: impl Door) {
     let door = Arc::new(door);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Semaphore::new(server.limits.connections + REFUSALS));
     let mut stopping = server.stopping.clone();
     let next = async || {
         let place = Arc::clone(&places)
@@ -162,8 +163,9 @@ pub(super) async fn take_all(server: Arc<Server>, door: impl Door) {
         };
         match opened {
             Ok((arrival, peer, place)) => {
+                let (client, life) = seated(&server, Client::new(peer, place));
                 let (server, door) = (Arc::clone(&server), Arc::clone(&door));
-                tokio::spawn(async move {
+                let connection = async move {
                     let Some((stream, Shown { tls, certificate })) = door.admit(arrival).await
                     else {
                         return;
@@ -171,15 +173,62 @@ pub(super) async fn take_all(server: Arc<Server>, door: impl Door) {
                     let client = Arc::new(Client {
                         tls,
                         certificate,
-                        ..Client::new(peer, place)
+                        ..client
                     });
                     http::connection(stream, |request| {
                         router::answer(Arc::clone(&server), Arc::clone(&client), request)
                     })
                     .await;
+                };
+                tokio::spawn(async move {
+                    tokio::select! {
+                        () = connection => {}
+                        () = life.over() => {}
+                    }
                 });
             }
             Err(_) => sleep(RETRY).await,
+        }
+    }
+}
+
+/// How long a connection may last that has not become a link.
+enum Life {
+    /// Until its seat is needed.
+    Seated(oneshot::Receiver<()>),
+    /// As long as it takes to refuse it.
+    Refused,
+    /// As long as it likes.
+    Free,
+}
+
+impl Life {
+    async fn over(self) {
+        match self {
+            Self::Seated(leave) => {
+                if leave.await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            }
+            Self::Refused => sleep(REFUSAL).await,
+            Self::Free => std::future::pending().await,
+        }
+    }
+}
+
+/// Gives a client a seat, where there is one.
+fn seated(server: &Server, client: Client) -> (Client, Life) {
+    let Peer::Network(address) = client.peer else {
+        return (client, Life::Free);
+    };
+    match server.seats.take(address.ip()) {
+        Ok((seat, leave)) => {
+            let seat = Some(seat);
+            (Client { seat, ..client }, Life::Seated(leave))
+        }
+        Err(reached) => {
+            let too_late = Some(reached);
+            (Client { too_late, ..client }, Life::Refused)
         }
     }
 }

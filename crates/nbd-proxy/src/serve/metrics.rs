@@ -9,6 +9,7 @@ use prometheus_client::{
 
 use super::{
     http::{self, Body},
+    limits::Limit,
     registry::Registry,
 };
 
@@ -21,6 +22,8 @@ type Labels = Vec<(&'static str, String)>;
 pub(super) struct Metrics {
     refused: Family<Labels, Counter>,
     answered: Family<Labels, Counter>,
+    reached: Family<Labels, Counter>,
+    logins: Family<Labels, Counter>,
 }
 
 impl Metrics {
@@ -38,6 +41,21 @@ impl Metrics {
             .inc();
     }
 
+    /// Somebody has tried to sign in.
+    pub(super) fn login(&self, succeeded: bool) {
+        let outcome = if succeeded { "succeeded" } else { "failed" };
+        self.logins
+            .get_or_create(&vec![("outcome", outcome.to_owned())])
+            .inc();
+    }
+
+    /// There was no room for one more.
+    pub(super) fn reached(&self, limit: Limit) {
+        self.reached
+            .get_or_create(&vec![("limit", limit.key().to_owned())])
+            .inc();
+    }
+
     /// Answers `GET /metrics`.
     pub(super) fn render(&self, sessions: &Registry, audit: &Audit) -> Response<Body> {
         let mut names = Names::with_prefix("nbd_proxy");
@@ -52,6 +70,16 @@ impl Metrics {
             "refused_links",
             "Links refused, by close code",
             self.refused.clone(),
+        );
+        names.register(
+            "logins",
+            "Attempts to sign in, by outcome",
+            self.logins.clone(),
+        );
+        names.register(
+            "limit_reached",
+            "Connections, links, streams and sessions for which there was no room, by limit",
+            self.reached.clone(),
         );
         let lost = Counter::<u64>::default();
         lost.inc_by(audit.lost());

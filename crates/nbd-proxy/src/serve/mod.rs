@@ -5,13 +5,16 @@ mod assets;
 mod auth;
 mod events;
 mod http;
+mod limits;
 mod links;
 mod listen;
 mod metrics;
 pub(crate) mod path;
+mod patience;
 mod refusal;
 mod registry;
 mod router;
+mod seats;
 mod tls;
 
 use std::{
@@ -25,6 +28,8 @@ use std::{
 };
 
 use anyhow::Context as _;
+use hyper::Response;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     sync::{OwnedSemaphorePermit, Semaphore, watch},
@@ -35,20 +40,21 @@ use tokio::{
 use crate::{
     audit::{self, Audit, Event, Who},
     cli::ServeArgs,
-    config::{Config, ConfigError, Strictness},
+    config::{Config, ConfigError, ServeLimits, Strictness},
     control::{self, ControlListener},
     paths, report,
     signals::Signals,
 };
+use auth::Auth;
 pub(crate) use auth::random_hex;
-use auth::{Auth, Identity};
+use http::Body;
+use limits::{Limit, Reached};
 use listen::Secured;
 use metrics::Metrics;
 use registry::Registry;
+use seats::{Occupied, Seat, Seats};
 use tls::Tls;
 
-/// How many links there may be at once, those on their way out included.
-const LINKS: u32 = 256;
 /// How long sessions may take to end beyond what their stop hooks may take.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long links may take to close once their sessions have ended.
@@ -59,9 +65,45 @@ struct Server {
     auth: Auth,
     registry: Registry,
     metrics: Metrics,
+    limits: ServeLimits,
+    seats: Arc<Seats>,
     links: Arc<Semaphore>,
+    events: Arc<Semaphore>,
     audit: Audit,
     stopping: watch::Receiver<bool>,
+}
+
+impl Server {
+    /// A limit that leaves no room.
+    fn reached(&self, limit: Limit) -> Reached {
+        let most = match limit {
+            Limit::Connections => self.limits.connections,
+            Limit::ConnectionsPerAddress => self.limits.connections_per_address,
+            Limit::Links => self.limits.links,
+            Limit::Events => self.limits.events,
+            Limit::Sessions => self.limits.sessions,
+        };
+        Reached { limit, most }
+    }
+
+    /// Answers a request for which there is no room.
+    fn too_many(&self, limit: Limit) -> Response<Body> {
+        self.metrics.reached(limit);
+        http::too_many(self.reached(limit).to_string(), limits::PAUSE)
+    }
+
+    /// Counts and tells of an attempt to sign in, which may have failed for a reason.
+    fn note_login(&self, who: Who, method: &'static str, failure: Option<String>) {
+        self.metrics.login(failure.is_none());
+        self.audit.tell(match failure {
+            None => Event::LoginSucceeded { who, method },
+            Some(reason) => Event::LoginFailed {
+                who,
+                method,
+                reason,
+            },
+        });
+    }
 }
 
 /// Waits until the server stops.
@@ -77,6 +119,10 @@ struct Client {
     tls: bool,
     /// The name in the certificate that they showed, for which an authority vouches that the configuration names.
     certificate: Option<String>,
+    /// None at the control socket, and where there was no seat left.
+    seat: Option<Seat>,
+    /// There is no room for this connection: it is told so, and nothing else.
+    too_late: Option<Reached>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -86,14 +132,21 @@ impl Client {
             peer,
             tls: false,
             certificate: None,
+            seat: None,
+            too_late: None,
             _place: place,
         }
     }
 
+    /// As long as this lives, something goes on on the connection.
+    fn occupy(&self) -> Option<Occupied> {
+        self.seat.as_ref().map(Seat::occupy)
+    }
+
     /// For the audit trail.
-    fn who(&self, identity: Option<&Identity>) -> Who {
+    fn who(&self, user: Option<&str>) -> Who {
         Who {
-            user: identity.map(|identity| identity.user.clone()),
+            user: user.map(str::to_owned),
             from: self.peer.to_string(),
         }
     }
@@ -121,6 +174,7 @@ impl fmt::Display for Peer {
 pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     // First of all: a signal that comes while we start is not lost.
     let mut signals = Signals::new()?;
+    raise_file_limit();
     let config = Arc::new(load(args.config.as_deref())?);
     let wants_tls = args.tls_self_signed || config.serve.tls.is_some();
     let addresses = listen::addresses(&args.listen, &config.serve, wants_tls)?;
@@ -143,12 +197,16 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let auth = Auth::new(first.port(), &config.serve, state_dir()).context("no random numbers")?;
     let audit = audit::of(&config.serve)?;
     audit.tell(started(&listeners));
+    let limits = config.serve.limits;
     let (stop, stopping) = watch::channel(false);
     let server = Arc::new(Server {
         registry: Registry::new(&config, &runtime_dir, &audit),
         audit: audit.clone(),
         metrics: Metrics::default(),
-        links: Arc::new(Semaphore::new(LINKS as usize)),
+        limits,
+        seats: Arc::new(Seats::new(&limits)),
+        links: Arc::new(Semaphore::new(limits.links)),
+        events: Arc::new(Semaphore::new(limits.events)),
         auth,
         stopping,
     });
@@ -208,7 +266,8 @@ async fn end_sessions(
     let end = async {
         let ended = timeout(hook + GRACE, server.registry.end_all()).await;
         // All places are free once every page was told.
-        let _ = timeout(FAREWELL, server.links.acquire_many(LINKS)).await;
+        let links = u32::try_from(server.limits.links).unwrap_or(u32::MAX);
+        let _ = timeout(FAREWELL, server.links.acquire_many(links)).await;
         ended.context("some sessions did not end in time; the next start cleans up after them")
     };
     tokio::select! {
@@ -217,6 +276,20 @@ async fn end_sessions(
             anyhow::bail!("{signal} once more: sessions were left as they are; the next start cleans up after them")
         }
     }
+}
+
+/// As many open files as we may have: what a process gets unless it asks (1024) is less than the connections and devices
+/// of a busy server. We use no select(2), for whose sake that is so.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // Else we go on with what there is, and wait where it is too little.
+    let _ = setrlimit(
+        Resource::Nofile,
+        rustix::process::Rlimit {
+            current: limit.maximum,
+            ..limit
+        },
+    );
 }
 
 /// The configuration: as given or at its usual place, else the built-in one.

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 
+use super::limits::{Limit, Reached};
 use crate::{attachment::Status, claim::ClaimError, device::DeviceError, link, units};
 
 /// The most characters of an image's name that are told.
@@ -18,6 +19,8 @@ pub(super) struct Refusal {
     pub(super) code: u16,
     /// A sentence for people.
     pub(super) reason: String,
+    /// What there was no room for, where that is the cause.
+    pub(super) limit: Option<Limit>,
 }
 
 impl Refusal {
@@ -25,6 +28,7 @@ impl Refusal {
         Self {
             code,
             reason: reason.into(),
+            limit: None,
         }
     }
 
@@ -86,9 +90,12 @@ impl Refusal {
         )
     }
 
-    /// More links than we take.
-    pub(super) fn too_many() -> Self {
-        Self::new(4429, "too many connections; close some, then try again")
+    /// More than we take on.
+    pub(super) fn too_many(reached: Reached) -> Self {
+        Self {
+            limit: Some(reached.limit),
+            ..Self::new(4429, reached.to_string())
+        }
     }
 
     /// The server is on its way out.

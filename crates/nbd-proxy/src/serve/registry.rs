@@ -11,13 +11,14 @@ use std::{
 
 use nbd_session::{EndReason, KeepState};
 use tokio::{
-    sync::watch,
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, sleep_until},
 };
 
 use super::{
     api::{ConfigurationView, SessionView},
     auth,
+    limits::{Limit, Reached},
     refusal::Refusal,
 };
 use crate::{
@@ -36,6 +37,9 @@ pub(super) struct Registry {
     slots: Vec<Arc<Slot>>,
     version: watch::Receiver<u64>,
     closed: AtomicBool,
+    /// Places for sessions.
+    sessions: Arc<Semaphore>,
+    most_sessions: usize,
 }
 
 impl Registry {
@@ -60,6 +64,8 @@ impl Registry {
             slots,
             version,
             closed: AtomicBool::new(false),
+            sessions: Arc::new(Semaphore::new(config.serve.limits.sessions)),
+            most_sessions: config.serve.limits.sessions,
         }
     }
 
@@ -128,7 +134,13 @@ impl Registry {
         }
         match slot.live_occupant().await {
             Some(occupant) => slot.join(&occupant, takeover, link),
-            None => slot.begin(link).await,
+            None => match Arc::clone(&self.sessions).try_acquire_owned() {
+                Ok(place) => slot.begin(link, place).await,
+                Err(_) => Err(Refusal::too_many(Reached {
+                    limit: Limit::Sessions,
+                    most: self.most_sessions,
+                })),
+            },
         }
     }
 }
@@ -298,7 +310,11 @@ impl Slot {
         Ok(())
     }
 
-    async fn begin(self: &Arc<Self>, link: Link) -> Result<(), Refusal> {
+    async fn begin(
+        self: &Arc<Self>,
+        link: Link,
+        place: OwnedSemaphorePermit,
+    ) -> Result<(), Refusal> {
         let configuration = self.configuration();
         let claim = Claim::acquire(configuration, &self.runtime_dir).await?;
         let settings = Settings::for_serve(
@@ -319,13 +335,15 @@ impl Slot {
         attachment.link(link);
         self.occupancy
             .send_modify(|occupancy| occupancy.occupant = Some(occupant));
-        tokio::spawn(Arc::clone(self).clear_after(attachment));
+        tokio::spawn(Arc::clone(self).clear_after(attachment, place));
         Ok(())
     }
 
     /// Empties the slot once its session is gone.
-    async fn clear_after(self: Arc<Self>, attachment: Attachment) {
+    async fn clear_after(self: Arc<Self>, attachment: Attachment, place: OwnedSemaphorePermit) {
         let outcome = attachment.ended().await;
+        // Before anybody can see that it is gone.
+        drop(place);
         self.occupancy.send_modify(|occupancy| {
             occupancy.occupant = None;
             occupancy.past = occupancy.past.with(&attachment.status().borrow());

@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri, body::Incoming, header};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    body::Incoming,
+    header::{self, HeaderValue},
+};
 
 use super::{
     Client, Peer, Server, api, assets,
@@ -21,6 +25,7 @@ pub(super) async fn answer(
     client: Arc<Client>,
     request: Request<Incoming>,
 ) -> Response<Body> {
+    let occupied = client.occupy();
     let (mut response, host) =
         match check_address(&server, &client, request.uri(), request.headers()) {
             Ok(host) => (dispatch(&server, &client, request).await, host),
@@ -28,7 +33,10 @@ pub(super) async fn answer(
         };
     server.metrics.answered(response.status());
     http::secure(response.headers_mut(), host.as_ref());
-    response
+    match occupied {
+        Some(occupied) => http::occupied(response, occupied),
+        None => response,
+    }
 }
 
 /// No page can reach the control socket.
@@ -52,6 +60,12 @@ async fn dispatch(
     if links::is_upgrade(request.headers()) {
         return links::upgrade(server, client, request);
     }
+    if let Some(reached) = client.too_late {
+        let mut response = server.too_many(reached.limit);
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+        return response;
+    }
     let (request, body) = request.into_parts();
     let method = match request.method {
         Method::HEAD => Method::GET,
@@ -73,7 +87,7 @@ async fn dispatch(
                     server.metrics.render(&server.registry, &server.audit)
                 }),
                 _ => {
-                    let who = client.who(Some(&identity));
+                    let who = client.who(Some(&identity.user));
                     api::answer(server, who, &method, &path[2..], body).await
                 }
             };

@@ -150,6 +150,37 @@ async fn a_refused_link_is_told_with_its_code_and_without_its_secret() {
 }
 
 #[test]
+fn logins_are_told_and_counted_without_their_secrets() {
+    let server = Server::with("\"hold\": 60", FILE);
+    let log_in = |token: &str| {
+        let body = format!("{{\"token\":\"{token}\"}}");
+        server.request("POST", "/api/v1/login", &[], &body)
+    };
+    assert_eq!(log_in("not-the-token").status, 401);
+    let failed = event(&server, "login_failed");
+    assert_eq!(failed["user"], json!(null));
+    assert!(failed["from"].as_str().unwrap().starts_with("127.0.0.1:"));
+    let login = log_in(&server.token);
+    let cookie = login
+        .header("set-cookie")
+        .unwrap()
+        .split(';')
+        .next()
+        .unwrap();
+    assert_eq!(event(&server, "login_succeeded")["user"], "local");
+    let cookie = format!("Cookie: {cookie}");
+    server.request("POST", "/api/v1/logout", &[&cookie], "");
+    assert_eq!(event(&server, "logged_out")["user"], "local");
+    let text = std::fs::read_to_string(path(&server)).unwrap();
+    assert!(!text.contains("not-the-token") && !text.contains(&server.token));
+    let metrics = server.get("/metrics");
+    for outcome in ["succeeded", "failed"] {
+        let line = format!("nbd_proxy_logins_total{{outcome=\"{outcome}\"}} 1\n");
+        assert!(metrics.text().contains(&line), "{}", metrics.text());
+    }
+}
+
+#[test]
 fn on_standard_error_there_is_a_line_of_json_beside_the_messages_for_people() {
     let server = Server::with("\"hold\": 60", r#""audit": "stderr""#);
     server.process.signal(Signal::TERM);

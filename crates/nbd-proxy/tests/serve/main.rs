@@ -11,6 +11,7 @@ mod http;
 mod https;
 mod keep;
 mod killed;
+mod limits;
 mod links;
 mod logins;
 mod page;
