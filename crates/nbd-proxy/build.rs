@@ -12,7 +12,7 @@ use std::{
 
 /// Where the web server finds its files, and which of them it serves; `web/tests` is not among them.
 const WEB: &str = "../../web";
-const SERVED: [&str; 4] = ["index.html", "app", "nbd", "js"];
+const SERVED: [&str; 6] = ["index.html", "lite.html", "lite.js", "app", "nbd", "js"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");

@@ -5,9 +5,9 @@ import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { noise } from "../lib/images.mjs";
-import { openPage } from "../lib/page.mjs";
+import { browser, openPage } from "../lib/page.mjs";
 import { output, waitFor } from "../lib/process.mjs";
-import { serve } from "../lib/program.mjs";
+import { ROOT, serve } from "../lib/program.mjs";
 
 /** @typedef {import("../lib/browsers.mjs").Tab} Tab */
 
@@ -65,4 +65,25 @@ for (const name of /** @type {const} */ (["chromium", "firefox", "webkit"])) {
     await tab.evaluate("theirs.stop()");
     await server.detached("0");
   });
+
+  test(`${name}: the lite page attaches what is chosen, and ejects it`, async (t) => {
+    const server = await serve(t, { 0: { device: "unix:" } });
+    const image = await noise(join(server.folder, "image"), 1 << 20);
+    const tab = await (await browser(t, name)).open(server.address.replace("/#", "/lite.html#"));
+    await tab.choose("input", image);
+    const { device } = await server.attached("0");
+    await same(image, device);
+    const status = () => tab.evaluate(`document.querySelector("output").value`);
+    await waitFor("the page names the device", async () => (await status()).includes(device));
+    await tab.click("button");
+    await server.detached("0");
+    await waitFor("the page says so", async () => (await status()).startsWith("Detached"));
+  });
 }
+
+test("the lite page is short enough to be read as documentation", async () => {
+  const files = await Promise.all(
+    ["lite.html", "lite.js"].map((file) => readFile(join(ROOT, "web", file), "utf8")),
+  );
+  assert.ok(files.join("").split("\n").length < 60);
+});
