@@ -150,6 +150,15 @@ impl Config {
             path: path.to_path_buf(),
             source,
         })?;
+        Self::parse(path, text, strictness)
+    }
+
+    /// Reads the text of a file, whose path is for messages.
+    pub(crate) fn parse(
+        path: &Path,
+        text: String,
+        strictness: Strictness,
+    ) -> Result<(Self, Vec<String>), ConfigError> {
         let text = match strictness {
             Strictness::Strict => text,
             Strictness::Lenient => lenient::to_json(&text),

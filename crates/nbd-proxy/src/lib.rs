@@ -20,6 +20,9 @@ mod control;
 mod device;
 #[cfg(feature = "serve")]
 mod eject;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hook;
 mod keep;
 mod link;
