@@ -125,14 +125,9 @@ fn one_line(message: &str) -> String {
     line
 }
 
-/// Whether a character could begin a line, steer a terminal, or turn around the order in which a text is read
-/// (Unicode's UAX #9: the explicit marks, embeddings, overrides and isolates).
+/// Whether people could be misled by a character.
 pub(crate) fn is_treacherous(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-        )
+    nbd::printable(character) != character
 }
 
 #[cfg(test)]

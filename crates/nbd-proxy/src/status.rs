@@ -99,15 +99,7 @@ fn state(session: &SessionView) -> String {
 
 /// A page chooses its image's name; it shall not steer a terminal.
 fn printable(text: &str) -> String {
-    text.chars()
-        .map(|character| {
-            if character.is_control() {
-                '\u{fffd}'
-            } else {
-                character
-            }
-        })
-        .collect()
+    text.chars().map(nbd::printable).collect()
 }
 
 #[cfg(test)]

@@ -125,7 +125,7 @@ pub enum InvalidMessage {
 }
 
 impl PageMessage {
-    /// Reads one message; control characters in names become U+FFFD.
+    /// Reads one message; characters in names that could mislead people become U+FFFD.
     pub fn parse(text: &str) -> Result<Self, InvalidMessage> {
         let mut message = parse(text)?;
         if let Self::Image(image) = &mut message {
@@ -168,15 +168,7 @@ fn encode<T: Serialize>(message: &T) -> String {
 
 /// `text` for logs, terminals and environment variables.
 pub(crate) fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                c
-            }
-        })
-        .collect()
+    text.chars().map(nbd::printable).collect()
 }
 
 #[cfg(test)]

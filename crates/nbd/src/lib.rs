@@ -65,4 +65,4 @@ pub use command::{Command, Extent, Failure, Reply};
 pub use export::{BlockSizes, Export, InvalidBlockSizes, Negotiated};
 pub use payload::Payload;
 pub use rules::BrokenRule;
-pub use text::InvalidString;
+pub use text::{InvalidString, printable};

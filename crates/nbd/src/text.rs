@@ -34,14 +34,26 @@ pub(crate) fn display_text(bytes: &[u8]) -> String {
     let shown = &bytes[..bytes.len().min(MAX_STRING_LENGTH)];
     String::from_utf8_lossy(shown)
         .chars()
-        .map(|character| {
-            if character.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                character
-            }
-        })
+        .map(printable)
         .collect()
+}
+
+/// `character` where people may see it as it is, and U+FFFD for one that could mislead them: control characters, which
+/// drive terminals and begin lines, and those that turn the direction of text around or cannot be seen (Unicode
+/// Standard Annex #9, section 2, and chapter 23.2 and 23.3 of the standard).
+pub fn printable(character: char) -> char {
+    match character {
+        '\u{61c}'
+        | '\u{200b}'
+        | '\u{200e}'..='\u{200f}'
+        | '\u{2028}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}'
+        | '\u{feff}'
+        | '\u{fff9}'..='\u{fffb}'
+        | '\u{e0000}'..='\u{e007f}' => char::REPLACEMENT_CHARACTER,
+        _ if character.is_control() => char::REPLACEMENT_CHARACTER,
+        _ => character,
+    }
 }
 
 /// The longest beginning of `text` that fits into a string of the protocol.
@@ -81,6 +93,16 @@ mod tests {
             "a\u{fffd}[2J\u{fffd}\u{fffd}b"
         );
         assert_eq!(display_text(&[b'x'; 5000]).len(), MAX_STRING_LENGTH);
+    }
+
+    #[test]
+    fn text_for_people_reads_as_it_is_written() {
+        assert_eq!(
+            display_text("cod\u{202e}osi.exe\u{2069}\u{200b}\u{2028}".as_bytes()),
+            "cod\u{fffd}osi.exe\u{fffd}\u{fffd}\u{fffd}"
+        );
+        let name = "Größe ۵ \u{5e9}\u{5dc}\u{5d5}\u{5dd} 👩\u{200d}💻.iso";
+        assert_eq!(display_text(name.as_bytes()), name);
     }
 
     #[test]

@@ -28,7 +28,15 @@ pub(super) async fn of_mounted_file(path: &Path) -> Vec<String> {
 
 async fn names(find: impl FnOnce() -> Vec<User> + Send + 'static) -> Vec<String> {
     let found = blocking::run(find).await.unwrap_or_default();
-    found.iter().map(User::to_string).collect()
+    found
+        .iter()
+        .map(|user| printable(&user.to_string()))
+        .collect()
+}
+
+/// Processes choose their names.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(nbd::printable).collect()
 }
 
 /// Fails when somebody uses the device for more than a moment.
