@@ -55,9 +55,9 @@ impl Session {
         }
     }
 
-    /// A text message of the challenger.
-    pub(super) fn weigh_text(&mut self, text: &str) {
-        if let Err(fault) = self.weigh_message(text) {
+    /// A text message of the challenger, if it has not sent too many.
+    pub(super) fn weigh_text(&mut self, counted: Result<(), Fault>, text: &str) {
+        if let Err(fault) = counted.and_then(|()| self.weigh_message(text)) {
             self.refuse_challenger(&fault);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nbd::client::{Handshake, HandshakeOptions, ReplyEvent, Transmission};
@@ -32,6 +32,10 @@ const MAX_ABANDONED: usize = 16;
 
 /// Pieces of streamed requests that are shorter get memory of their own, in bytes.
 const OWN: usize = 64 << 10;
+/// How many text messages may come at once, and how soon after each of them another may. A peer has little to say:
+/// which image it serves, that it goes, and what later versions add.
+const TEXTS: u32 = 100;
+const TEXT_PACE: Duration = Duration::from_millis(100);
 
 /// Headers of a request and of its reply never take more than this, in bytes.
 pub(super) const HEADROOM: u64 = REQUEST_HEADER + CHUNK_HEADERS;
@@ -99,6 +103,8 @@ pub(super) struct Link {
     opened: Instant,
     heard: Instant,
     beaten: Instant,
+    /// When all text messages so far would have come, at their pace.
+    texts: Instant,
 }
 
 /// One request on its way.
@@ -155,6 +161,7 @@ impl Link {
             opened: now,
             heard: now,
             beaten: now,
+            texts: now,
         }
     }
 
@@ -178,6 +185,17 @@ impl Link {
     /// The peer gave a sign of life.
     pub(super) fn hear(&mut self, now: Instant) {
         self.heard = now;
+    }
+
+    /// A text message came. None of them is worth much, but each takes time that others could use.
+    pub(super) fn count_text(&mut self, now: Instant) -> Result<(), Fault> {
+        self.texts = self.texts.max(now) + TEXT_PACE;
+        if self.texts > now + TEXT_PACE * TEXTS {
+            return Err(Fault::violation(format_args!(
+                "more than {TEXTS} text messages at once"
+            )));
+        }
+        Ok(())
     }
 
     /// Takes bytes of the handshake. Gives what is to be sent, whatever comes of it, and the export when it is done.

@@ -157,10 +157,11 @@ impl Session {
             return;
         };
         current.hear(now);
+        let counted = current.count_text(now);
         if self.is_challenger(link) {
-            return self.weigh_text(text);
+            return self.weigh_text(counted, text);
         }
-        if let Err(fault) = self.receive_text(now, text) {
+        if let Err(fault) = counted.and_then(|()| self.receive_text(now, text)) {
             self.fail_link(now, &fault);
         }
     }
