@@ -93,6 +93,8 @@ pub(crate) struct Socket<S> {
     pongs: usize,
     /// What the peer's close frame said.
     end: Option<End>,
+    /// The peer sent a message above the limit.
+    too_long: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
@@ -103,6 +105,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             queued: 0,
             pongs: 0,
             end: None,
+            too_long: false,
         }
     }
 
@@ -121,7 +124,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     pub(crate) async fn step(&mut self) -> Step {
         match poll_fn(|context| self.poll_step(context)).await {
             Ok(step) => step,
-            Err(error) => Step::Closed(self.end.take().unwrap_or_else(|| End::broken(error))),
+            Err(error) => {
+                self.too_long = matches!(error, Error::PayloadTooLong { .. });
+                Step::Closed(self.end.take().unwrap_or_else(|| End::broken(error)))
+            }
         }
     }
 
@@ -190,8 +196,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Sends what the stream itself has still to say, such as which rule the peer broke.
     async fn part(mut self) {
-        let last = poll_fn(|context| Pin::new(&mut self.stream).poll_next(context));
-        let _ = timeout(CLOSE_TIMEOUT, last).await;
+        let _ = timeout(CLOSE_TIMEOUT, async {
+            if self.too_long {
+                self.object_to_length().await;
+            }
+            while let Some(Ok(_) | Err(Error::PayloadTooLong { .. })) =
+                poll_fn(|context| Pin::new(&mut self.stream).poll_next(context)).await
+            {}
+        })
+        .await;
+    }
+
+    /// Of a message that is too long only as the sum of its parts the stream itself says nothing.
+    async fn object_to_length(&mut self) {
+        self.queue.clear();
+        self.push(Message::close(
+            Some(CloseCode::MESSAGE_TOO_BIG),
+            "a message in parts that is too long",
+        ));
+        // Fails where the stream has its own close frame to send.
+        let _ = poll_fn(|context| self.poll_send(context)).await;
     }
 }
 
