@@ -1,24 +1,18 @@
 //! A socket device: an NBD server on a Unix socket or on TCP, for QEMU, libnbd and the like.
 
+mod place;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     net::SocketAddr,
-    os::{
-        fd::OwnedFd,
-        unix::fs::{FileTypeExt, MetadataExt},
-    },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use nbd::{Export, server::Handshake};
-use rustix::{
-    fs::{CWD, Mode, RenameFlags},
-    io::Errno,
-    net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType},
-};
+use place::SocketFile;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -32,6 +26,7 @@ use super::{
     budget::Inlet,
     client::{self, ClientError},
     guard::Guard,
+    users,
 };
 use crate::{
     config::TlsFiles,
@@ -41,13 +36,9 @@ use crate::{
 
 /// How many clients one device has at most.
 const MAX_CLIENTS: usize = 64;
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 64;
 static FAILED_ACCEPTS: Kind = Kind::new();
 static REFUSED_CLIENTS: Kind = Kind::new();
 static DROPPED_CLIENTS: Kind = Kind::new();
-/// The longest path of a Unix socket, in bytes (`unix(7)`: 108 with its NUL).
-const MAX_PATH: usize = 107;
 /// How long nothing is accepted after the system refused to (no file descriptors, for one).
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long a client that has just hung up may take to be seen gone: `nbdcopy … && nbd-proxy eject` is to work.
@@ -137,8 +128,8 @@ pub(crate) async fn attach_unix(
     request: AttachRequest,
 ) -> Result<SocketDevice, DeviceError> {
     let path = unix_path(path, &request.name, &request.runtime_dir);
-    make_way(&path)?;
-    let (listener, file) = listen_at(&path)?;
+    place::make_way(&path)?;
+    let (listener, file) = place::listen_at(&path)?;
     let listener = UnixListener::from_std(listener).map_err(DeviceError::io("watch a socket"))?;
     Ok(SocketDevice::new(
         path.display().to_string(),
@@ -181,7 +172,7 @@ pub(crate) fn recover(
     runtime_dir: &Path,
 ) -> Result<Vec<String>, DeviceError> {
     let path = unix_path(path, name, runtime_dir);
-    Ok(make_way(&path)?
+    Ok(place::make_way(&path)?
         .then(|| format!("removed the socket {}", path.display()))
         .into_iter()
         .collect())
@@ -194,120 +185,6 @@ fn unix_path(path: Option<&Path>, name: &str, runtime_dir: &Path) -> PathBuf {
     );
     // Those who are told the path may be in another folder than we.
     std::path::absolute(&path).unwrap_or(path)
-}
-
-/// Removes a socket at `path` on which nobody listens, and says whether there was one. Anything else there is
-/// somebody's, and stays.
-fn make_way(path: &Path) -> Result<bool, DeviceError> {
-    let shown = path.display();
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(DeviceError::io(format!("look at {shown}"))(error)),
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(DeviceError::Refused(format!(
-                "{shown} exists and is not a socket; remove it or choose another path"
-            )));
-        }
-        Ok(_) => {}
-    }
-    if is_listening(path).map_err(DeviceError::io(format!("connect to {shown}")))? {
-        return Err(DeviceError::InUse {
-            device: shown.to_string(),
-            users: vec!["another process listens on it".into()],
-        });
-    }
-    fs::remove_file(path).map_err(DeviceError::io(format!("remove the old socket {shown}")))?;
-    Ok(true)
-}
-
-/// Whether a process listens on the socket at `path`.
-fn is_listening(path: &Path) -> io::Result<bool> {
-    // Without waiting for room in its queue.
-    let connected = rustix::net::connect(&unix_socket()?, &SocketAddrUnix::new(path)?);
-    Ok(connected != Err(Errno::CONNREFUSED))
-}
-
-fn unix_socket() -> io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(rustix::net::socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        flags,
-        None,
-    )?)
-}
-
-/// A listening socket whose file appears at `path` ready to be connected to, by its owner alone.
-fn listen_at(path: &Path) -> Result<(std::os::unix::net::UnixListener, SocketFile), DeviceError> {
-    let failed = || DeviceError::io(format!("listen on unix:{}", path.display()));
-    let Some(name) = path.file_name() else {
-        return Err(DeviceError::Refused(format!(
-            "{} names no file",
-            path.display()
-        )));
-    };
-    let part = path.with_file_name(format!(".{}.{}", name.display(), std::process::id()));
-    if part.as_os_str().len() > MAX_PATH {
-        let most = MAX_PATH + path.as_os_str().len() - part.as_os_str().len();
-        return Err(DeviceError::Refused(format!(
-            "the path {} is too long for a socket; choose one of at most {most} bytes",
-            path.display()
-        )));
-    }
-    let bound = bind_and_listen(&part).map_err(failed());
-    let placed = bound.and_then(|listener| {
-        let file = SocketFile::at(&part, path).map_err(failed())?;
-        // Without replacing: what came to be there since we looked is not ours.
-        rustix::fs::renameat_with(CWD, &part, CWD, path, RenameFlags::NOREPLACE)
-            .map_err(|error| failed()(error.into()))?;
-        Ok((listener, file))
-    });
-    if placed.is_err() {
-        let _ = fs::remove_file(&part);
-    }
-    placed
-}
-
-fn bind_and_listen(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    let socket = unix_socket()?;
-    // On Linux the file gets the mode that the socket has, less the umask, so that it is never open to others.
-    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
-    rustix::fs::chmod(path, Mode::RUSR | Mode::WUSR)?;
-    rustix::net::listen(&socket, BACKLOG)?;
-    Ok(socket.into())
-}
-
-/// The file of a Unix socket, told from another of the same name.
-#[derive(Debug)]
-struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl SocketFile {
-    /// The file now at `part`, soon at `path`.
-    fn at(part: &Path, path: &Path) -> io::Result<Self> {
-        let found = fs::symlink_metadata(part)?;
-        Ok(Self {
-            path: path.into(),
-            device: found.dev(),
-            inode: found.ino(),
-        })
-    }
-
-    /// Removes it, unless something else has taken its name.
-    fn remove(&self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| found.dev() == self.device && found.ino() == self.inode);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
-            report::warning(format_args!(
-                "can't remove the socket {}: {error}",
-                self.path.display()
-            ));
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -446,7 +323,7 @@ fn describe_peer(stream: &UnixStream) -> String {
         return "a process".into();
     };
     match fs::read_to_string(format!("/proc/{process}/comm")) {
-        Ok(name) => format!("process {process} ({})", name.trim_end()),
+        Ok(name) => format!("process {process} ({})", users::printable(name.trim_end())),
         Err(_) => format!("process {process}"),
     }
 }
