@@ -69,7 +69,7 @@ async fn a_session_is_told_from_attach_to_end_with_what_was_read() {
 
     assert_eq!(
         attached["image"],
-        json!({"name": "evil\\\"name\u{202e}.iso", "size": 300_001, "modified": null, "sha256": null})
+        json!({"name": "evil\\\"name\u{fffd}.iso", "size": 300_001, "modified": null, "sha256": null})
     );
     let device = server.device().display().to_string();
     for (member, value) in [
