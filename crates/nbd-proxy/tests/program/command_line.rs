@@ -63,7 +63,7 @@ fn what_is_wrong_with_the_configuration_is_told_in_one_line() {
         (
             r#"{"configurations": {"0": {"device": "tcp:0.0.0.0:10809"}}}"#,
             &["0"],
-            "TLS",
+            "it needs \"tls\"",
         ),
         (
             r#"{"configurations": {"0": {"device": "auto"}, "1": {"device": "auto"}}}"#,
