@@ -28,11 +28,7 @@ use super::{
     guard::Guard,
     users,
 };
-use crate::{
-    config::TlsFiles,
-    paths,
-    report::{self, Kind},
-};
+use crate::{config::TlsFiles, paths, report::Kind};
 
 /// How many clients one device has at most.
 const MAX_CLIENTS: usize = 64;

@@ -301,10 +301,6 @@ impl Process {
         self.said.lock().unwrap().clone()
     }
 
-    pub(crate) fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     fn first_line(&mut self) -> String {
         let mut line = String::new();
         BufReader::new(self.child.stdout.take().unwrap())
