@@ -283,6 +283,41 @@ test("a USB gadget's hold on the device counts as use", async (t) => {
   await server.detached("0");
 });
 
+test("the hook usb-gadget gives each image a drive of its own, which a host reads", async (t) => {
+  const hook = `${ROOT}/packaging/hooks/usb-gadget`;
+  const setting = await Setting.make(t, guest, {
+    0: { "nbd-device": "/dev/nbd0", "state-hook": hook, media: "cdrom" },
+    1: { "nbd-device": "/dev/nbd1", "state-hook": hook },
+  });
+  await guest.run("modprobe dummy_hcd; modprobe usb-storage; modprobe sd_mod; modprobe sr_mod");
+  const server = await setting.serve(8000);
+  const share = async (/** @type {string} */ name) => {
+    await guest.run(`head -c 4M /dev/urandom >${setting.folder}/disk${name}`);
+    const address = `ws://127.0.0.1:8000/nbd/${name}#token=${server.token}`;
+    await setting.start(`${PROGRAM} share ${setting.folder}/disk${name} '${address}'`);
+    await server.attached(name);
+  };
+  // Whichever name the host gave it; opening a removable drive makes the host look for its medium.
+  const shown = (/** @type {string} */ kind, /** @type {string} */ name) =>
+    `for drive in /dev/${kind}*; do
+      case $(readlink -f /sys/block/\${drive#/dev/}) in
+        */dummy_hcd.*) cmp -s -n 4194304 $drive ${setting.folder}/disk${name} && exit ;;
+      esac
+    done; exit 1`;
+  await share("0");
+  await guest.waitFor("the host reads the CD-ROM", shown("sr", "0"));
+  await share("1");
+  await guest.waitFor("the host reads the drive", shown("sd", "1"));
+  await guest.run(shown("sr", "0"));
+  // What the start hook set up doesn't count as use.
+  await guest.run(`${setting.env} ${PROGRAM} eject 0`);
+  await server.detached("0");
+  await guest.run(shown("sd", "1"));
+  await guest.run(`${setting.env} ${PROGRAM} eject 1`);
+  await server.detached("1");
+  assert.equal(await guest.run("ls /sys/kernel/config/usb_gadget"), "");
+});
+
 test("check says that the kernel's device works here", async (t) => {
   const setting = await Setting.make(t, guest, { 0: { "nbd-device": "/dev/nbd0" } });
   const { status, stdout } = await guest.try(`${setting.env} ${PROGRAM} check`);
