@@ -15,8 +15,7 @@ def test_the_configuration_that_the_recipe_installs_is_understood(scope):
     setting = scope.configure()
     config = ROOT / "packaging/openbmc/config.json"
     done = harness.run(harness.PROGRAM, "--config", config, "--metadata", env=setting.env)
-    assert done.stderr == ""
-    assert list(json.loads(done.stdout)) == ["0", "1"]
+    assert list(json.loads(done)) == ["0", "1"]
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"\btest_\w+(?!\.py)\b", PAGE.read_text()))))
@@ -27,6 +26,6 @@ def test_every_test_that_the_page_names_exists(name):
 
 def test_the_filter_has_neither_web_server_nor_tls_nor_fuse():
     tree = harness.run("cargo", "tree", "--quiet", "-p", "nbd-proxy", "--no-default-features", "-e", "normal", cwd=ROOT)
-    crates = set(re.findall(r"([\w-]+) v\d", tree.stdout))
+    crates = set(re.findall(r"([\w-]+) v\d", tree))
     assert "tokio" in crates
     assert not crates & {"hyper", "rustls", "tokio-rustls", "ring", "rcgen", "fuser"}
