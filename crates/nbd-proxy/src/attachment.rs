@@ -4,11 +4,14 @@
 //! other and applies it. Whatever may take long (attaching, hooks, looking for users, detaching) runs beside it as a
 //! job, since it may wait for the very requests that the task answers.
 
+#[cfg(feature = "serve")]
+mod adoption;
 mod auditing;
 mod board;
 mod ending;
 mod keeping;
 mod lifecycle;
+mod recording;
 mod steps;
 mod worker;
 
@@ -17,7 +20,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use nbd_session::{EndReason, ImageInfo, KeepState};
+#[cfg(feature = "serve")]
+pub(crate) use adoption::Adoption;
+use nbd_session::{EndReason, ImageInfo, KeepState, Session, Volume};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -220,6 +225,29 @@ pub(crate) struct Status {
     pub(crate) alone: bool,
 }
 
+/// Of a session that begins.
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Attaching,
+            outcome: None,
+            draining_for: Vec::new(),
+            image: None,
+            device: None,
+            size: 0,
+            read_only: true,
+            peer: Peer::default(),
+            since: SystemTime::now(),
+            bytes_read: 0,
+            bytes_written: 0,
+            requests: 0,
+            keep: None,
+            sha256: None,
+            alone: false,
+        }
+    }
+}
+
 /// What came of an eject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Ejected {
@@ -256,6 +284,8 @@ enum Order {
     Link(Link),
     Challenge(Link),
     End(EndReason),
+    #[cfg(feature = "serve")]
+    Leave,
     Eject {
         force: bool,
         answer: oneshot::Sender<Result<Ejected, EjectError>>,
@@ -266,25 +296,23 @@ impl Attachment {
     /// Begins a session, which waits for its first link. `session` is its ID, without blanks. Must be called
     /// within the runtime.
     pub(crate) fn start(settings: Settings, claim: Claim, session: String) -> Self {
+        let volume = Volume::new(Session::new(worker::session_config(&settings)));
+        Self::spawn(settings, claim, session, volume, Status::default(), |_| {})
+    }
+
+    fn spawn(
+        settings: Settings,
+        claim: Claim,
+        session: String,
+        volume: Volume,
+        status: Status,
+        prepare: impl FnOnce(&mut worker::Worker),
+    ) -> Self {
         let (orders, inbox) = mpsc::unbounded_channel();
-        let (publisher, status) = watch::channel(Status {
-            phase: Phase::Attaching,
-            outcome: None,
-            draining_for: Vec::new(),
-            image: None,
-            device: None,
-            size: 0,
-            read_only: true,
-            peer: Peer::default(),
-            since: SystemTime::now(),
-            bytes_read: 0,
-            bytes_written: 0,
-            requests: 0,
-            keep: None,
-            sha256: None,
-            alone: false,
-        });
-        tokio::spawn(worker::Worker::new(settings, claim, session, inbox, publisher).run());
+        let (publisher, status) = watch::channel(status);
+        let mut worker = worker::Worker::new(settings, claim, session, volume, inbox, publisher);
+        prepare(&mut worker);
+        tokio::spawn(worker.run());
         Self { orders, status }
     }
 
@@ -304,6 +332,13 @@ impl Attachment {
     /// Ends it in order, whoever uses the device. Later reasons than the first change nothing.
     pub(crate) fn end(&self, reason: EndReason) {
         let _ = self.orders.send(Order::End(reason));
+    }
+
+    /// Leaves its device to the process that comes after us, as it is, requests in flight and all. Where no process
+    /// could go on with it, it ends in order.
+    #[cfg(feature = "serve")]
+    pub(crate) fn leave(&self) {
+        let _ = self.orders.send(Order::Leave);
     }
 
     /// Ends it as somebody here wishes: unless forced, not while the device is in use beyond what the start hook set

@@ -18,7 +18,7 @@ use crate::{
     config::Configuration,
     device::{self, DeviceError},
     hook::{Action, Hook, Subject},
-    keep, paths, report,
+    keep, paths, record, report,
 };
 
 /// How long a predecessor that is about to end is waited for: a page that is reloaded connects anew before its old
@@ -104,10 +104,14 @@ impl Claim {
         runtime_dir: &Path,
     ) -> Result<(), ClaimError> {
         let (device, name) = (&configuration.device, &configuration.name);
-        device::cut_off(device, name).await?;
+        // First of all: nobody is to go on with what is half gone.
+        let was_noted = record::remove(runtime_dir, name).map_err(file_error(
+            &paths::runtime_file(runtime_dir, name, "session"),
+        ))?;
+        device::cut_off(device, name, was_noted).await?;
         self.stop_for_predecessor(configuration).await?;
         remove_copies(configuration).await;
-        let recovered = device::recover(device, name, runtime_dir).await;
+        let recovered = device::recover(device, name, runtime_dir, was_noted).await;
         for freed in recovered? {
             report::warning(format_args!("left by an earlier nbd-proxy: {freed}"));
         }
@@ -121,6 +125,12 @@ impl Claim {
         text.and_then(|text| fs::write(&part, text))
             .and_then(|()| fs::rename(&part, &self.record))
             .map_err(file_error(&self.record))
+    }
+
+    /// Whether `start` was noted, and `stop` was not.
+    #[cfg(feature = "serve")]
+    pub(crate) fn owes_stop(&self) -> bool {
+        self.record.exists()
     }
 
     /// Notes that `stop` has run.

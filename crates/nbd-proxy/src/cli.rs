@@ -64,12 +64,14 @@ enum Subcommands {
 #[cfg(feature = "serve")]
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Prints one address; whoever opens it may attach an image. SIGINT or SIGTERM ends all sessions in order.
+Prints one address; whoever opens it may attach an image. SIGINT or SIGTERM ends all sessions in order. After SIGKILL
+the next start goes on with kernel devices, and cleans up what was left of others.
 
 Examples:
   nbd-proxy serve
   nbd-proxy serve --listen 127.0.0.1:9000 --listen [::1]:9000
   nbd-proxy serve --listen 0.0.0.0:8000 --tls-self-signed
+  nbd-proxy serve --keep-sessions                       may be upgraded and restarted while disks are in use
   ssh -L 8000:127.0.0.1:8000 MACHINE nbd-proxy serve    an image of this desk for a distant machine")]
 pub(crate) struct ServeArgs {
     /// Address to listen on; may be repeated [default: the configuration's, then 127.0.0.1:8000]
@@ -84,6 +86,10 @@ pub(crate) struct ServeArgs {
     /// Control socket [default: control.sock in the runtime directory]
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
+    /// On SIGINT and SIGTERM leave kernel devices (/dev/nbdN) attached: the next serve goes on with their sessions, as
+    /// long as "hold" lasts. All others end
+    #[arg(long)]
+    pub(crate) keep_sessions: bool,
 }
 
 #[cfg(feature = "serve")]

@@ -29,6 +29,7 @@ mod link;
 mod paths;
 #[cfg(feature = "serve")]
 mod private_file;
+mod record;
 mod report;
 #[cfg(feature = "serve")]
 mod serve;

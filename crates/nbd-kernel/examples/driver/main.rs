@@ -278,7 +278,12 @@ fn reconfigure() -> Outcome {
     ensure(!reader.is_finished(), "the reader waits")?;
     let socket = peer::serve();
     netlink()?
-        .reconfigure(index, "nbd-proxy:0:abc", socket.as_fd())
+        .reconfigure(
+            index,
+            "nbd-proxy:0:abc",
+            Duration::from_secs(60),
+            socket.as_fd(),
+        )
         .map_err(text)?;
     reader.join().map_err(|_| "the reader panicked")??;
     netlink()?.disconnect(index).map_err(text)?;

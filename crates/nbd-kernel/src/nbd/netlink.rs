@@ -89,16 +89,22 @@ impl Netlink {
             ))
     }
 
-    /// Gives an attached device a new socket in place of its dead one. The kernel also answers success where
-    /// no socket was dead and nothing was replaced.
+    /// Gives an attached device a new socket in place of its dead one, and a new
+    /// [`ConnectOptions::dead_connection_timeout`]. The kernel also answers success where no socket was dead and
+    /// nothing was replaced; then it does not keep the socket.
     pub fn reconfigure(
         &self,
         index: u32,
         backend_identifier: &str,
+        dead_connection_timeout: Duration,
         socket: BorrowedFd<'_>,
     ) -> Result<()> {
         let request = Attributes::default()
             .u32(NBD_ATTR_INDEX, index)
+            .u64(
+                NBD_ATTR_DEAD_CONN_TIMEOUT,
+                dead_connection_timeout.as_secs(),
+            )
             .string(NBD_ATTR_BACKEND_IDENTIFIER, backend_identifier)
             .nested(NBD_ATTR_SOCKETS, &socket_list(socket));
         match self.0.call(NBD_CMD_RECONFIGURE, &request) {

@@ -107,11 +107,15 @@ impl Worker {
             Job::Start | Job::Stop => "running the state hook",
             Job::LookForUsers => "looking for the users of the device",
             Job::Detach | Job::AwaitLastClose => "detaching the device",
+            #[cfg(feature = "serve")]
+            Job::Leave => "leaving the device to another process",
         };
         let failure = format!("{what} failed: {cause}");
         match job {
             Job::Stop => self.life.hook = HookState::Settled,
             Job::Detach | Job::AwaitLastClose => self.life.device = None,
+            #[cfg(feature = "serve")]
+            Job::Leave => self.life.leaving = false,
             Job::Attach | Job::Start | Job::LookForUsers => {}
         }
         self.begin_end(now, EndReason::Failed(failure.clone()));

@@ -31,6 +31,9 @@ pub(super) struct Lifecycle {
     pub(super) give_up_at: Option<Instant>,
     /// When requests are no longer served though `stop` is still running.
     pub(super) fail_requests_at: Option<Instant>,
+    /// The device is to be left to another process.
+    #[cfg(feature = "serve")]
+    pub(super) leaving: bool,
     /// Nothing is left to do.
     pub(super) over: bool,
 }
@@ -76,6 +79,9 @@ pub(super) enum Job {
     Detach,
     /// Somebody still has the detached device open.
     AwaitLastClose,
+    /// The device is being left to another process.
+    #[cfg(feature = "serve")]
+    Leave,
 }
 
 /// What is to be done next.
@@ -90,6 +96,16 @@ pub(super) enum Next {
 impl Lifecycle {
     pub(super) fn is_ending(&self) -> bool {
         self.ending.is_some()
+    }
+
+    /// Whether the machine has its device, and nobody is about to take it away.
+    pub(super) fn is_attached(&self) -> bool {
+        let has_started = match self.hook {
+            HookState::Pending => false,
+            HookState::Begun => self.running != Some(Job::Start),
+            HookState::Settled => true,
+        };
+        self.device.is_some() && self.ending.is_none() && has_started
     }
 
     /// Who keeps the detached device, if somebody does.
@@ -112,6 +128,8 @@ impl Lifecycle {
             return None;
         }
         match &self.ending {
+            #[cfg(feature = "serve")]
+            None if self.leaving => Some(Next::Begin(Job::Leave)),
             None => self.next_upward().map(Next::Begin),
             Some(ending) => Some(self.next_downward(ending)),
         }

@@ -2,7 +2,7 @@
 
 use std::{future::Future, sync::Arc, time::Instant};
 
-use nbd_session::{DevicePhase, EndReason};
+use nbd_session::{DevicePhase, EndReason, Geometry};
 use tokio::sync::oneshot;
 
 use super::{
@@ -30,6 +30,9 @@ pub(super) enum Finished {
         result: Result<Detached, DeviceError>,
     },
     AwaitLastClose,
+    /// Whether the device was left.
+    #[cfg(feature = "serve")]
+    Leave(bool),
 }
 
 /// Jobs: how they begin.
@@ -44,12 +47,18 @@ impl Worker {
                 Next::Begin(Job::Stop) => self.begin_stop(),
                 Next::Begin(Job::Detach) => self.begin_detach(now),
                 Next::Begin(Job::AwaitLastClose) => self.begin_wait(),
+                #[cfg(feature = "serve")]
+                Next::Begin(Job::Leave) => self.begin_leaving(now),
                 Next::Finish => self.finish(now),
             }
         }
     }
 
-    fn begin_job(&mut self, job: Job, work: impl Future<Output = Finished> + Send + 'static) {
+    pub(super) fn begin_job(
+        &mut self,
+        job: Job,
+        work: impl Future<Output = Finished> + Send + 'static,
+    ) {
         self.life.running = Some(job);
         self.jobs.spawn(work);
     }
@@ -61,7 +70,15 @@ impl Worker {
                 EndReason::Failed("the image's size is not known".into()),
             );
         };
-        let request = AttachRequest {
+        let request = self.attach_request(geometry);
+        let spec = self.settings.device.clone();
+        self.begin_job(Job::Attach, async move {
+            Finished::Attach(device::attach(&spec, request).await)
+        });
+    }
+
+    pub(super) fn attach_request(&self, geometry: Geometry) -> AttachRequest {
+        AttachRequest {
             name: self.settings.name.clone(),
             session: self.session.clone(),
             geometry,
@@ -70,11 +87,7 @@ impl Worker {
             requests: self.to_requests.clone(),
             events: self.to_device_events.clone(),
             runtime_dir: self.settings.runtime_dir.clone(),
-        };
-        let spec = self.settings.device.clone();
-        self.begin_job(Job::Attach, async move {
-            Finished::Attach(device::attach(&spec, request).await)
-        });
+        }
     }
 
     fn begin_start(&mut self, now: Instant) {
@@ -126,7 +139,9 @@ impl Worker {
             self.subject(),
             ending.reason.word(),
         );
+        let forgotten = self.recording.forget();
         self.begin_job(Job::Stop, async move {
+            forgotten.wait().await;
             if !hook.exists() {
                 return Finished::Stop(Ok(()));
             }
@@ -145,7 +160,9 @@ impl Worker {
             self.volume.end(now, ending.reason.clone());
         }
         self.life.give_up_at = Some(now + self.settings.patience);
+        let forgotten = self.recording.forget();
         self.begin_job(Job::Detach, async move {
+            forgotten.wait().await;
             Finished::Detach {
                 forced: force,
                 result: device.detach(force).await,
@@ -197,6 +214,8 @@ impl Worker {
             Finished::Stop(result) => self.finish_stop(result),
             Finished::Detach { forced, result } => self.finish_detach(now, forced, result),
             Finished::AwaitLastClose => self.finish_wait(),
+            #[cfg(feature = "serve")]
+            Finished::Leave(left) => self.finish_leaving(now, left),
         }
     }
 

@@ -10,8 +10,7 @@ use std::{
 
 use nbd::{Command, Reply, wire::Errno};
 use nbd_session::{
-    Closing, EndReason, LinkId, LinkKind, Output, RequestId, Session, SessionConfig, SessionEvent,
-    Volume,
+    Closing, EndReason, LinkId, LinkKind, Output, RequestId, SessionConfig, SessionEvent, Volume,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -19,7 +18,10 @@ use tokio::{
     time::sleep_until,
 };
 
-use super::{Order, Settings, Status, board::Board, lifecycle::Lifecycle, steps::Finished};
+use super::{
+    Order, Settings, Status, board::Board, lifecycle::Lifecycle, recording::Recording,
+    steps::Finished,
+};
 use crate::{
     audit::Event as AuditEvent,
     claim::Claim,
@@ -42,6 +44,7 @@ pub(super) struct Worker {
     pub(super) board: Board,
     pub(super) life: Lifecycle,
     pub(super) jobs: JoinSet<Finished>,
+    pub(super) recording: Recording,
     /// What comes and goes with links is in the hands of who serves them.
     pub(super) lines: Kind,
     /// Where the image is copied to.
@@ -94,17 +97,18 @@ impl Worker {
         settings: Settings,
         claim: Claim,
         session: String,
+        volume: Volume,
         orders: mpsc::UnboundedReceiver<Order>,
         publisher: watch::Sender<Status>,
     ) -> Self {
         let (to_requests, requests) = mpsc::channel(REQUEST_QUEUE);
         let (to_device_events, device_events) = mpsc::unbounded_channel();
         Self {
-            volume: Volume::new(Session::new(session_config(&settings)))
-                .with_cache(settings.limits.cache),
+            volume: volume.with_cache(settings.limits.cache),
             board: Board::new(publisher),
             life: Lifecycle::default(),
             jobs: JoinSet::new(),
+            recording: Recording::default(),
             lines: Kind::new(),
             keeper: None,
             to_requests,
@@ -124,16 +128,23 @@ impl Worker {
     }
 
     pub(super) async fn run(mut self) {
+        self.follow_up(Instant::now());
         while !self.life.over {
             let event = self.next_event().await;
             let now = Instant::now();
             self.apply(now, event);
-            self.forward_output(now);
-            self.proceed(now);
-            self.forward_output(now);
-            self.board.set_keep(self.volume.keep_state());
-            self.board.publish(now);
+            self.follow_up(now);
         }
+    }
+
+    /// Does what follows from what has happened.
+    fn follow_up(&mut self, now: Instant) {
+        self.forward_output(now);
+        self.proceed(now);
+        self.forward_output(now);
+        self.note(now);
+        self.board.set_keep(self.volume.keep_state());
+        self.board.publish(now);
     }
 
     async fn next_event(&mut self) -> Event {
@@ -141,6 +152,7 @@ impl Worker {
             self.volume.poll_timeout(),
             self.life.deadline(),
             self.board.deadline(),
+            self.recording.deadline(),
         ];
         let timeout = async {
             match deadlines.into_iter().flatten().min() {
@@ -185,6 +197,8 @@ impl Worker {
                 self.take_link(link, |volume, kind| volume.challenge(now, kind));
             }
             Event::Order(Order::End(reason)) => self.begin_end(now, reason),
+            #[cfg(feature = "serve")]
+            Event::Order(Order::Leave) => self.leave(now),
             Event::Order(Order::Eject { force, answer }) => self.begin_eject(now, force, answer),
             Event::Deserted => self.begin_end(now, EndReason::Shutdown),
             Event::Link(id) => self.apply_link_batch(now, id),
@@ -322,6 +336,18 @@ impl Worker {
     fn show_peer(&mut self, link: LinkId) {
         if let Some(link) = self.links.iter().find(|known| known.id == link) {
             self.board.set_peer(link.peer.clone());
+            self.recording.renew();
+        }
+    }
+
+    /// Closes all links; whoever serves the image is to come back.
+    #[cfg(feature = "serve")]
+    pub(super) fn dismiss_links(&mut self, reason: &str) {
+        for link in self.links.drain(..) {
+            let _ = link.commands.send(LinkCommand::Close {
+                code: nbd_session::close::GOING_AWAY,
+                reason: reason.into(),
+            });
         }
     }
 
@@ -370,7 +396,8 @@ impl Worker {
     }
 }
 
-fn session_config(settings: &Settings) -> SessionConfig {
+/// How the session of a configuration behaves.
+pub(super) fn session_config(settings: &Settings) -> SessionConfig {
     let usual = SessionConfig::default();
     SessionConfig {
         configuration: settings.name.clone(),

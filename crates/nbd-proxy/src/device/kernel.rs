@@ -2,6 +2,8 @@
 
 mod attachment;
 mod leftovers;
+#[cfg(feature = "serve")]
+mod reclaim;
 
 use std::{
     fs::File,
@@ -17,6 +19,8 @@ use nbd::server::Transmission;
 use tokio::{net::UnixStream, sync::mpsc, task::AbortHandle, time::sleep};
 
 use self::attachment::{Attachment, Plan};
+#[cfg(feature = "serve")]
+pub(crate) use self::reclaim::{Left, Reclaimed, reclaim};
 pub(crate) use self::{
     attachment::LOAD_REMEDY,
     leftovers::{cut_off, recover},
@@ -35,6 +39,8 @@ const POLITE: Duration = Duration::from_secs(1);
 const DETACH_LIMIT: Duration = Duration::from_secs(3);
 const FREE_LIMIT: Duration = Duration::from_millis(200);
 const DRAIN_POLL: Duration = Duration::from_millis(250);
+#[cfg(feature = "serve")]
+const LEAVE_POLL: Duration = Duration::from_millis(1);
 
 /// An attached `/dev/nbdN`. Detached when dropped.
 #[derive(Debug)]
@@ -74,6 +80,23 @@ impl KernelDevice {
         Ok(Detached::Draining { users })
     }
 
+    /// Whether it is there without us, for another process to take over.
+    pub(crate) fn outlives_us(&self) -> bool {
+        self.attachment.is_by_netlink()
+    }
+
+    /// Lets go of the device, which stays as it is: what is outstanding waits for another process. After this no
+    /// answer reaches the kernel any more.
+    #[cfg(feature = "serve")]
+    pub(crate) async fn leave(&self) {
+        self.serving.leaving.store(true, Ordering::Release);
+        self.serving.task.abort();
+        while !self.serving.task.is_finished() {
+            sleep(LEAVE_POLL).await;
+        }
+        self.attachment.leave();
+    }
+
     pub(crate) async fn drained(&self) {
         while self.attachment.is_ours() {
             sleep(DRAIN_POLL).await;
@@ -92,7 +115,7 @@ pub(crate) async fn attach(
     let _open = theirs
         .try_clone()
         .map_err(DeviceError::io("keep a socket pair open"))?;
-    let serving = Serving::start(ours, &request)?;
+    let serving = Serving::start(into_tokio(ours)?, &request);
     let plan = Plan::new(index, &request);
     let attachment = blocking::run(move || plan.carry_out(&theirs.into()))
         .await
@@ -126,14 +149,7 @@ struct Serving {
 }
 
 impl Serving {
-    fn start(
-        stream: std::os::unix::net::UnixStream,
-        request: &AttachRequest,
-    ) -> Result<Self, DeviceError> {
-        let stream = stream
-            .set_nonblocking(true)
-            .and_then(|()| UnixStream::from_std(stream))
-            .map_err(DeviceError::io("use a socket pair"))?;
+    fn start(stream: UnixStream, request: &AttachRequest) -> Self {
         let export = client::export(&request.name, &request.geometry);
         let transmission = Transmission::new(&export, nbd::Negotiated::default());
         let requests = request.requests.clone();
@@ -146,10 +162,10 @@ impl Serving {
                 report_end(end, &events);
             }
         });
-        Ok(Serving {
+        Serving {
             task: task.abort_handle(),
             leaving,
-        })
+        }
     }
 }
 
@@ -157,6 +173,13 @@ impl Drop for Serving {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+fn into_tokio(stream: std::os::unix::net::UnixStream) -> Result<UnixStream, DeviceError> {
+    stream
+        .set_nonblocking(true)
+        .and_then(|()| UnixStream::from_std(stream))
+        .map_err(DeviceError::io("use a socket pair"))
 }
 
 fn report_end(

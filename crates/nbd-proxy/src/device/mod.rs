@@ -294,6 +294,22 @@ impl AttachedDevice {
         each_kind!(self, device => device.detach(force).await)
     }
 
+    /// Whether it is there without us, for another process to take over.
+    pub(crate) fn outlives_us(&self) -> bool {
+        match self {
+            Self::Kernel(device) => device.outlives_us(),
+            _ => false,
+        }
+    }
+
+    /// Lets go of a device that [outlives us](Self::outlives_us), which stays as it is.
+    #[cfg(feature = "serve")]
+    pub(crate) async fn leave(&self) {
+        if let Self::Kernel(device) = self {
+            device.leave().await;
+        }
+    }
+
     /// Waits until the last user of a detached device has closed it.
     pub(crate) async fn drained(&self) {
         each_kind!(self, device => device.drained().await);
@@ -354,9 +370,13 @@ async fn attach_first_that_works(request: AttachRequest) -> Result<AttachedDevic
 }
 
 /// Fails what is asked of a device that a killed process left of configuration `name`, rather than have it wait for a
-/// new socket. Freeing it comes later, with [`recover`].
-pub(crate) async fn cut_off(spec: &DeviceSpec, name: &str) -> Result<(), DeviceError> {
-    if matches!(spec, DeviceSpec::Kernel { .. } | DeviceSpec::Auto) {
+/// new socket. Freeing it comes later, with [`recover`]. `has_kernel`: a kernel device was left, whatever `spec` says now.
+pub(crate) async fn cut_off(
+    spec: &DeviceSpec,
+    name: &str,
+    has_kernel: bool,
+) -> Result<(), DeviceError> {
+    if has_kernel || matches!(spec, DeviceSpec::Kernel { .. } | DeviceSpec::Auto) {
         kernel::cut_off(name).await?;
     }
     Ok(())
@@ -364,14 +384,15 @@ pub(crate) async fn cut_off(spec: &DeviceSpec, name: &str) -> Result<(), DeviceE
 
 /// Frees what a killed process left of configuration `name`, and nothing else. Runs while the configuration's lock is
 /// held, so whatever bears its name is a leftover. Says what was freed, for the log; where a leftover is still in
-/// use, [`DeviceError::InUse`] names by whom.
+/// use, [`DeviceError::InUse`] names by whom. `has_kernel` as for [`cut_off`].
 pub(crate) async fn recover(
     spec: &DeviceSpec,
     name: &str,
     runtime_dir: &Path,
+    has_kernel: bool,
 ) -> Result<Vec<String>, DeviceError> {
     let mut freed = Vec::new();
-    if matches!(spec, DeviceSpec::Kernel { .. } | DeviceSpec::Auto) {
+    if has_kernel || matches!(spec, DeviceSpec::Kernel { .. } | DeviceSpec::Auto) {
         freed.extend(kernel::recover(name).await?);
     }
     #[cfg(feature = "fuse")]

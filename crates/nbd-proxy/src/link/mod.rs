@@ -5,6 +5,7 @@ pub(crate) mod stdio;
 pub(crate) mod websocket;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 pub(crate) use nbd_session::{Closing, LinkKind, close::IN_USE};
@@ -59,7 +60,7 @@ pub(crate) struct Link {
 }
 
 /// Who is at the other end of a link.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Peer {
     /// `local`, or empty where nobody asked (standard input).
     pub(crate) user: String,

@@ -225,11 +225,15 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     print_address(scheme, first, server.auth.token());
 
     let signal = signals.next().await;
+    let what = match args.keep_sessions {
+        true => "leaving kernel devices to the next nbd-proxy serve, ending other sessions",
+        false => "ending all sessions",
+    };
     report::information(format!(
-        "{signal}: ending all sessions; a second signal doesn't wait for them"
+        "{signal}: {what}; a second signal doesn't wait for them"
     ));
     let _ = stop.send(true);
-    let ended = end_sessions(&server, &config, &mut signals).await;
+    let ended = end_sessions(&server, &config, args.keep_sessions, &mut signals).await;
     // It takes its socket away.
     let _ = control.await;
     let reason = match &ended {
@@ -251,10 +255,11 @@ fn started(listeners: &[TcpListener]) -> Event {
     }
 }
 
-/// Ends every session in order: in bounded time, or at once on a second signal.
+/// Ends every session in order, or leaves it to the next process: in bounded time, or at once on a second signal.
 async fn end_sessions(
     server: &Server,
     config: &Config,
+    leave: bool,
     signals: &mut Signals,
 ) -> anyhow::Result<()> {
     let hook = config
@@ -264,7 +269,7 @@ async fn end_sessions(
         .max()
         .unwrap_or_default();
     let end = async {
-        let ended = timeout(hook + GRACE, server.registry.end_all()).await;
+        let ended = timeout(hook + GRACE, server.registry.end_all(leave)).await;
         // All places are free once every page was told.
         let links = u32::try_from(server.limits.links).unwrap_or(u32::MAX);
         let _ = timeout(FAREWELL, server.links.acquire_many(links)).await;

@@ -11,7 +11,7 @@ use std::{
 
 use nbd_session::{EndReason, KeepState};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, sleep_until},
 };
 
@@ -22,11 +22,12 @@ use super::{
     refusal::Refusal,
 };
 use crate::{
-    attachment::{Attachment, EjectError, Ejected, Outcome, Phase, Settings, Status},
+    attachment::{Adoption, Attachment, EjectError, Ejected, Outcome, Phase, Settings, Status},
     audit::Audit,
-    claim::Claim,
+    claim::{Claim, ClaimError},
     config::{Config, Configuration},
     link::{Link, Peer},
+    record, report,
 };
 
 /// How often a change of nothing but counters is told.
@@ -43,10 +44,12 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// A slot for each configuration. R is `runtime_dir`.
+    /// A slot for each configuration. R is `runtime_dir`. What an earlier process left of each is seen to at once: there
+    /// may be readers who wait. Must be called within the runtime.
     pub(super) fn new(config: &Arc<Config>, runtime_dir: &Path, audit: &Audit) -> Self {
         let (sender, version) = watch::channel(0);
         let sender = Arc::new(sender);
+        let sessions = Arc::new(Semaphore::new(config.serve.limits.sessions));
         let slots = (0..config.configurations.len())
             .map(|index| {
                 let slot = Slot::new(
@@ -57,6 +60,9 @@ impl Registry {
                 );
                 let slot = Arc::new(slot);
                 tokio::spawn(publish(Arc::clone(&slot), Arc::clone(&sender)));
+                if let Ok(gate) = Arc::clone(&slot.gate).try_lock_owned() {
+                    tokio::spawn(Arc::clone(&slot).recover(Arc::clone(&sessions), gate));
+                }
                 slot
             })
             .collect();
@@ -64,7 +70,7 @@ impl Registry {
             slots,
             version,
             closed: AtomicBool::new(false),
-            sessions: Arc::new(Semaphore::new(config.serve.limits.sessions)),
+            sessions,
             most_sessions: config.serve.limits.sessions,
         }
     }
@@ -104,17 +110,23 @@ impl Registry {
         self.version.clone()
     }
 
-    /// Ends all sessions in order, and waits until their devices are detached; no session begins any more.
-    pub(super) async fn end_all(&self) {
+    /// Ends all sessions in order, and waits until their devices are detached; no session begins any more. `leave`:
+    /// but for those that another process can go on with, which are left as they are.
+    pub(super) async fn end_all(&self, leave: bool) {
         self.closed.store(true, Ordering::Release);
-        for attachment in self.slots.iter().filter_map(|slot| slot.attachment()) {
-            attachment.end(EndReason::Shutdown);
-        }
+        let end = |attachment: &Attachment| match leave {
+            true => attachment.leave(),
+            false => attachment.end(EndReason::Shutdown),
+        };
+        self.slots
+            .iter()
+            .filter_map(|slot| slot.attachment())
+            .for_each(|attachment| end(&attachment));
         for slot in &self.slots {
             // A session that was about to begin when we closed has begun once the gate is free.
             let _gate = slot.gate.lock().await;
             if let Some(attachment) = slot.attachment() {
-                attachment.end(EndReason::Shutdown);
+                end(&attachment);
                 attachment.detached().await;
             }
         }
@@ -200,7 +212,7 @@ pub(super) struct Slot {
     index: usize,
     runtime_dir: PathBuf,
     audit: Audit,
-    gate: tokio::sync::Mutex<()>,
+    gate: Arc<tokio::sync::Mutex<()>>,
     occupancy: watch::Sender<Occupancy>,
     /// The JSON of [`Slot::view`], as it was told last.
     told: watch::Sender<String>,
@@ -213,7 +225,7 @@ impl Slot {
             index,
             runtime_dir,
             audit,
-            gate: tokio::sync::Mutex::default(),
+            gate: Arc::default(),
             occupancy: watch::Sender::default(),
             told: watch::Sender::default(),
         };
@@ -310,37 +322,93 @@ impl Slot {
         Ok(())
     }
 
+    /// Goes on with the session that an earlier process left, or cleans up after it. Links wait meanwhile.
+    async fn recover(self: Arc<Self>, sessions: Arc<Semaphore>, _gate: OwnedMutexGuard<()>) {
+        if let Err(error) = self.adopt_or_clean_up(sessions).await {
+            let name = &self.configuration().name;
+            report::warning(format_args!("configuration {name:?}: {error}"));
+        }
+    }
+
+    async fn adopt_or_clean_up(
+        self: &Arc<Self>,
+        sessions: Arc<Semaphore>,
+    ) -> Result<(), ClaimError> {
+        let configuration = self.configuration();
+        let name = &configuration.name;
+        let claim = Claim::lock(configuration, &self.runtime_dir).await?;
+        match self.prepare_adoption().await {
+            Ok(Some(adoption)) => {
+                let first = adoption.peer().clone();
+                let attachment = Attachment::adopt(self.settings(), claim, adoption);
+                // A session that was there already goes on, also where fewer are allowed now.
+                self.admit(attachment, first, sessions.try_acquire_owned().ok());
+                return Ok(());
+            }
+            Ok(None) => {}
+            Err(error) => report::warning(format_args!(
+                "configuration {name:?}: the session of an earlier nbd-proxy can't go on: {error}"
+            )),
+        }
+        claim.clean_up(configuration, &self.runtime_dir).await
+    }
+
+    async fn prepare_adoption(&self) -> anyhow::Result<Option<Adoption>> {
+        let name = &self.configuration().name;
+        let Some(record) = record::read(&self.runtime_dir, name)? else {
+            return Ok(None);
+        };
+        Ok(Some(Adoption::prepare(&self.settings(), record).await?))
+    }
+
+    fn settings(&self) -> Settings {
+        let runtime_dir = self.runtime_dir.clone();
+        Settings::for_serve(
+            &self.config,
+            self.configuration(),
+            runtime_dir,
+            self.audit.clone(),
+        )
+    }
+
     async fn begin(
         self: &Arc<Self>,
         link: Link,
         place: OwnedSemaphorePermit,
     ) -> Result<(), Refusal> {
-        let configuration = self.configuration();
-        let claim = Claim::acquire(configuration, &self.runtime_dir).await?;
-        let settings = Settings::for_serve(
-            &self.config,
-            configuration,
-            self.runtime_dir.clone(),
-            self.audit.clone(),
-        );
+        let claim = Claim::acquire(self.configuration(), &self.runtime_dir).await?;
         let id = match &link.peer.session {
             Some(id) => id.clone(),
             None => auth::random_hex::<16>().map_err(|error| Refusal::failed(&error))?,
         };
-        let attachment = Attachment::start(settings, claim, id);
-        let occupant = Occupant {
-            attachment: attachment.clone(),
-            first: link.peer.clone(),
-        };
+        let attachment = Attachment::start(self.settings(), claim, id);
+        let first = link.peer.clone();
         attachment.link(link);
-        self.occupancy
-            .send_modify(|occupancy| occupancy.occupant = Some(occupant));
-        tokio::spawn(Arc::clone(self).clear_after(attachment, place));
+        self.admit(attachment, first, Some(place));
         Ok(())
     }
 
+    fn admit(
+        self: &Arc<Self>,
+        attachment: Attachment,
+        first: Peer,
+        place: Option<OwnedSemaphorePermit>,
+    ) {
+        let occupant = Occupant {
+            attachment: attachment.clone(),
+            first,
+        };
+        self.occupancy
+            .send_modify(|occupancy| occupancy.occupant = Some(occupant));
+        tokio::spawn(Arc::clone(self).clear_after(attachment, place));
+    }
+
     /// Empties the slot once its session is gone.
-    async fn clear_after(self: Arc<Self>, attachment: Attachment, place: OwnedSemaphorePermit) {
+    async fn clear_after(
+        self: Arc<Self>,
+        attachment: Attachment,
+        place: Option<OwnedSemaphorePermit>,
+    ) {
         let outcome = attachment.ended().await;
         // Before anybody can see that it is gone.
         drop(place);

@@ -232,6 +232,30 @@ impl Attachment {
         self.0.attached.is_some() && self.0.device.attached() == self.0.attached
     }
 
+    /// Whether no process has to live for the device to be there.
+    pub(super) fn is_by_netlink(&self) -> bool {
+        matches!(self.0.way, Way::Netlink(_))
+    }
+
+    /// The device is another process's to detach.
+    #[cfg(feature = "serve")]
+    pub(super) fn leave(&self) {
+        self.0.detached.store(true, Ordering::Release);
+    }
+
+    /// One that another process began: `device`, which has a new socket.
+    #[cfg(feature = "serve")]
+    pub(super) fn continued(device: Device, netlink: Netlink, sign: UnixDatagram) -> Self {
+        let attached = device.attached();
+        Self(Arc::new(Inner {
+            device,
+            way: Way::Netlink(netlink),
+            attached,
+            detached: AtomicBool::new(false),
+            _sign: Some(sign),
+        }))
+    }
+
     /// Detaches, within `limit`. Needs the socket's other end to read, or to close.
     pub(super) async fn disconnect(&self, limit: Duration) -> io::Result<()> {
         let inner = self.0.clone();
