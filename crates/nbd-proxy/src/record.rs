@@ -1,6 +1,9 @@
 //! What is noted of a session in `R/NAME.session`, for the process that comes after us: it goes on with a device that
 //! is there without us.
 
+#[cfg(feature = "serve")]
+mod reading;
+
 use std::{
     fs::{self, File},
     io::{self, Write as _},
@@ -16,6 +19,8 @@ use tokio::{
 };
 
 use crate::{link::Peer, paths, report};
+#[cfg(feature = "serve")]
+pub(crate) use reading::read;
 
 /// Grows with each change that an older nbd-proxy would misunderstand.
 const VERSION: u32 = 1;
@@ -47,49 +52,6 @@ pub(crate) struct Record {
 struct Versioned<R> {
     version: u32,
     session: R,
-}
-
-/// Why a record is of no use.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RecordError {
-    /// It can't be read.
-    #[error("can't read {}: {source}", path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// It is not one, or not one of ours.
-    #[error("{} is damaged: {cause}", path.display())]
-    Damaged {
-        /// Which.
-        path: PathBuf,
-        /// What is wrong.
-        cause: serde_json::Error,
-    },
-    /// Its writer was older or newer.
-    #[error("{} was written by another version of nbd-proxy", .0.display())]
-    Foreign(PathBuf),
-}
-
-/// Reads what was noted of configuration `name`; `None` where nothing was.
-pub(crate) fn read(runtime_dir: &Path, name: &str) -> Result<Option<Record>, RecordError> {
-    let path = path(runtime_dir, name);
-    let text = match fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(RecordError::File { path, source }),
-    };
-    match serde_json::from_slice::<Versioned<serde::de::IgnoredAny>>(&text) {
-        Ok(found) if found.version != VERSION => return Err(RecordError::Foreign(path)),
-        Ok(_) => {}
-        Err(cause) => return Err(RecordError::Damaged { path, cause }),
-    }
-    match serde_json::from_slice::<Versioned<Record>>(&text) {
-        Ok(found) => Ok(Some(found.session)),
-        Err(cause) => Err(RecordError::Damaged { path, cause }),
-    }
 }
 
 /// Forgets what was noted of configuration `name`; gives whether anything was.
@@ -208,82 +170,5 @@ async fn keep(path: PathBuf, name: String, mut orders: mpsc::UnboundedReceiver<O
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    fn record() -> Record {
-        let snapshot = serde_json::json!({
-            "image": {"name": "x.iso", "size": 4096, "modified": 1},
-            "announced": true,
-            "export": {
-                "name": "x.iso", "description": null, "size": 4096, "flags": 3, "block_sizes": null
-            },
-            "seen": {
-                "key": u64::MAX, "edges": [{"offset": 0, "length": 4096, "hash": [1, u64::MAX]}],
-                "blocks": [], "reads": 0
-            },
-        });
-        Record {
-            id: "0f".repeat(16),
-            device: "/dev/nbd0".into(),
-            peer: Peer {
-                user: "local".into(),
-                from: "127.0.0.1:5".into(),
-                session: None,
-            },
-            since: 1_700_000_000,
-            bytes_read: 3,
-            requests: 2,
-            hook_users: vec!["mounted on /mnt".into()],
-            snapshot: serde_json::from_value(snapshot).unwrap(),
-        }
-    }
-
-    #[tokio::test]
-    async fn what_was_noted_is_found_by_its_owner_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(read(folder.path(), "0").unwrap(), None);
-        let recorder = Recorder::new(folder.path(), "0");
-        recorder.note(Record {
-            requests: 1,
-            ..record()
-        });
-        assert!(recorder.ask(Some(record())).wait().await);
-        assert_eq!(read(folder.path(), "0").unwrap(), Some(record()));
-        let mode = fs::metadata(path(folder.path(), "0"))
-            .unwrap()
-            .permissions();
-        assert_eq!(mode.mode() & 0o777, 0o600);
-        assert_eq!(read(folder.path(), "1").unwrap(), None);
-    }
-
-    #[tokio::test]
-    async fn what_is_forgotten_stays_so() {
-        let folder = tempfile::tempdir().unwrap();
-        let recorder = Recorder::new(folder.path(), "0");
-        recorder.note(record());
-        assert!(recorder.forget().wait().await);
-        assert!(recorder.forget().wait().await);
-        assert_eq!(read(folder.path(), "0").unwrap(), None);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn what_another_version_wrote_is_no_record_of_ours() {
-        let folder = tempfile::tempdir().unwrap();
-        let try_text = |text: &str| {
-            fs::write(path(folder.path(), "0"), text).unwrap();
-            read(folder.path(), "0").unwrap_err()
-        };
-        let foreign = try_text(r#"{"version": 2, "session": {"of": "the future"}}"#);
-        assert!(matches!(foreign, RecordError::Foreign(_)), "{foreign}");
-        for text in ["", "{}", r#"{"version": 1, "session": {}}"#, "\0\0"] {
-            let damaged = try_text(text);
-            assert!(matches!(damaged, RecordError::Damaged { .. }), "{damaged}");
-        }
-        assert!(remove(folder.path(), "0").unwrap());
-        assert!(!remove(folder.path(), "0").unwrap());
-    }
-}
+#[cfg(feature = "serve")]
+mod tests;

@@ -22,6 +22,10 @@ pub(super) struct Address {
     pub(super) configuration: Option<String>,
     /// Who we are.
     pub(super) token: Option<String>,
+    /// Whether we have asked for a cookie.
+    pub(super) has_logged_in: bool,
+    /// What we got for the token, `NAME=VALUE`: it is good when the server was started anew as well.
+    pub(super) cookie: Option<String>,
     /// Who the server is, where TLS is spoken.
     pub(super) trust: Trust,
 }
@@ -68,6 +72,8 @@ impl Address {
             prefix,
             configuration,
             token: token.or_else(|| in_fragment.map(str::to_owned)),
+            has_logged_in: false,
+            cookie: None,
             trust: Trust::default(),
         })
     }

@@ -4,11 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     Request, StatusCode,
     client::conn::http1,
-    header::{self, HeaderValue},
+    header::{self, HeaderName, HeaderValue},
+    http::{request, response},
 };
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -51,6 +52,7 @@ pub(super) async fn open(
 ) -> anyhow::Result<Connection> {
     let authority = address.authority.clone();
     timeout(patience, async {
+        log_in(address).await?;
         let configuration = match &address.configuration {
             Some(name) => name.clone(),
             None => default_configuration(address).await?,
@@ -68,8 +70,8 @@ async fn open_link(address: &Address, link: &str) -> anyhow::Result<Connection> 
         .uri(link)
         .with_context(|| format!("{link:?} is not an address"))?
         .limits(Limits::default().max_payload_len(Some(MESSAGE_LIMIT)));
-    if let Some(authorization) = authorization(address)? {
-        builder = builder.add_header(header::AUTHORIZATION, authorization)?;
+    if let Some((name, value)) = credentials(address)? {
+        builder = builder.add_header(name, value)?;
     }
     match builder.connect_on(connect(address).await?).await {
         Ok((stream, _)) => Ok(Socket::new(stream)),
@@ -116,40 +118,71 @@ async fn default_configuration(address: &Address) -> anyhow::Result<String> {
     }
 }
 
+/// Trades the token for a cookie as a page does, once: the token of a printed address ends with the server's process.
+/// Where that can't be, the token itself is sent.
+async fn log_in(address: &mut Address) -> anyhow::Result<()> {
+    let Some(token) = address.token.as_ref().filter(|_| !address.has_logged_in) else {
+        return Ok(());
+    };
+    let body = serde_json::to_vec(&serde_json::json!({ "token": token }))?;
+    let request = Request::post(format!("{}/api/v1/login", address.prefix))
+        .header(header::CONTENT_TYPE, "application/json");
+    let (response, _) = ask(address, request, body.into()).await?;
+    let cookie = response
+        .headers
+        .get(header::SET_COOKIE)
+        .filter(|_| response.status.is_success());
+    let pair = cookie
+        .and_then(|cookie| cookie.to_str().ok())
+        .and_then(|cookie| cookie.split(';').next());
+    address.cookie = pair.map(str::to_owned);
+    address.has_logged_in = true;
+    Ok(())
+}
+
 async fn get(address: &Address, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+    let mut request = Request::get(format!("{}{path}", address.prefix));
+    if let Some((name, value)) = credentials(address)? {
+        request = request.header(name, value);
+    }
+    let (response, body) = ask(address, request, Bytes::new()).await?;
+    Ok((response.status, body))
+}
+
+/// Sends one request on a connection of its own.
+async fn ask(
+    address: &Address,
+    request: request::Builder,
+    body: Bytes,
+) -> anyhow::Result<(response::Parts, Bytes)> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(connect(address).await?)).await?;
     let connection = tokio::spawn(connection);
-    let mut request = Request::get(format!("{}{path}", address.prefix))
+    let request = request
         .header(header::HOST, &address.authority)
-        .body(Empty::<Bytes>::new())?;
-    if let Some(authorization) = authorization(address)? {
-        request
-            .headers_mut()
-            .insert(header::AUTHORIZATION, authorization);
-    }
+        .body(Full::new(body))?;
     let response = sender
         .send_request(request)
         .await
         .with_context(|| format!("{} does not speak HTTP", address.authority))?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_LIMIT)
-        .collect()
-        .await;
+    let (response, body) = response.into_parts();
+    let body = Limited::new(body, ANSWER_LIMIT).collect().await;
     connection.abort();
     let body = body.map_err(|error| {
         anyhow::anyhow!("the answer of {} broke off: {error}", address.authority)
     })?;
-    Ok((status, body.to_bytes()))
+    Ok((response, body.to_bytes()))
 }
 
-fn authorization(address: &Address) -> anyhow::Result<Option<HeaderValue>> {
-    let Some(token) = &address.token else {
-        return Ok(None);
+/// The header that says who we are.
+fn credentials(address: &Address) -> anyhow::Result<Option<(HeaderName, HeaderValue)>> {
+    let (name, value) = match (&address.cookie, &address.token) {
+        (Some(cookie), _) => (header::COOKIE, cookie.clone()),
+        (None, Some(token)) => (header::AUTHORIZATION, format!("Bearer {token}")),
+        (None, None) => return Ok(None),
     };
-    let mut value =
-        HeaderValue::try_from(format!("Bearer {token}")).context("this token can't be sent")?;
+    let mut value = HeaderValue::try_from(value).context("this token can't be sent")?;
     value.set_sensitive(true);
-    Ok(Some(value))
+    Ok(Some((name, value)))
 }
 
 async fn connect(address: &Address) -> anyhow::Result<Box<dyn Stream>> {
