@@ -32,4 +32,4 @@ test("nbd-kernel attaches, detaches, recovers and harms nobody", async () =>
   runInGuest(await build("build -p nbd-kernel --example driver", "driver")));
 
 test("the program's kernel device passes its unit tests, which return early without the driver", async () =>
-  runInGuest(await build("test -p nbd-proxy --bins --no-run", "nbd-proxy"), "device::kernel"));
+  runInGuest(await build("test -p nbd-proxy --lib --no-run", "nbd_proxy"), "device::kernel"));

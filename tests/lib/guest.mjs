@@ -125,7 +125,7 @@ export class Setting {
   constructor(guest, folder) {
     this.guest = guest;
     this.folder = folder;
-    this.env = `NBD_PROXY_CONFIG=${folder}/config.json RUNTIME_DIRECTORY=${folder}/run STATE_DIRECTORY=${folder}/state`;
+    this.env = `NBD_PROXY_CONFIG=${folder}/config.json RUNTIME_DIRECTORY=${folder}/run STATE_DIRECTORY=${folder}/lib`;
   }
 
   /**
@@ -201,10 +201,11 @@ export class Setting {
    * Starts `nbd-proxy serve` where the host reaches it.
    *
    * @param {number} port of the guest
+   * @param {string} [args] further ones
    */
-  async serve(port) {
+  async serve(port, args = "") {
     await this.guest.expose(port);
-    const program = await this.start(`${PROGRAM} serve --listen 127.0.0.1:${port}`);
+    const program = await this.start(`${PROGRAM} serve --listen 127.0.0.1:${port} ${args}`);
     const [, token] = await program.says(/^http:\/\/\S+#token=(\S+)$/m);
     const server = new Server(`${this.guest.address(port)}#token=${token}`);
     return Object.assign(server, { program, messages: () => program.output() });

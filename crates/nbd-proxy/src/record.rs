@@ -35,7 +35,7 @@ pub(crate) struct Record {
     pub(crate) device: String,
     /// Who serves the image, or did so last.
     pub(crate) peer: Peer,
-    /// Since when there is a session, in seconds since 1970.
+    /// Since when there is a session, in milliseconds since 1970.
     pub(crate) since: u64,
     /// Bytes that the machine has read.
     pub(crate) bytes_read: u64,

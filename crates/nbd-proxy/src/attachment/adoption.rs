@@ -90,7 +90,7 @@ impl Adoption {
             read_only: self.geometry.read_only,
             peer: peer.clone(),
             since: UNIX_EPOCH
-                .checked_add(Duration::from_secs(*since))
+                .checked_add(Duration::from_millis(*since))
                 .unwrap_or(UNIX_EPOCH),
             bytes_read: *bytes_read,
             requests: *requests,

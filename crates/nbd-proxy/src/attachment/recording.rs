@@ -95,7 +95,7 @@ impl Worker {
             id: self.session.clone(),
             device: status.device.clone()?,
             peer: status.peer.clone(),
-            since: since.as_secs(),
+            since: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
             bytes_read: status.bytes_read,
             requests: status.requests,
             hook_users: self.life.hook_users.clone(),

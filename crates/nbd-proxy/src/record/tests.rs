@@ -65,7 +65,7 @@ async fn what_is_forgotten_stays_so() {
 fn what_another_version_wrote_is_no_record_of_ours() {
     let folder = tempfile::tempdir().unwrap();
     let try_text = |text: &str| {
-        fs::write(path(folder.path(), "0"), text).unwrap();
+        crate::private_file::write(&path(folder.path(), "0"), text.as_bytes()).unwrap();
         read(folder.path(), "0").unwrap_err()
     };
     let foreign = try_text(r#"{"version": 2, "session": {"of": "the future"}}"#);

@@ -16,6 +16,7 @@ mod limits;
 mod links;
 mod logins;
 mod page;
+mod restart;
 mod sessions;
 mod share;
 mod start;

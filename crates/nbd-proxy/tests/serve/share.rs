@@ -224,3 +224,19 @@ fn a_killed_server_is_looked_for_until_the_hold_has_passed() {
         assert!(stderr.contains(words), "{words}: {stderr}");
     }
 }
+
+#[test]
+fn a_server_that_was_killed_and_started_anew_has_the_image_again() {
+    let server = Server::start();
+    server.image("a.iso", &content(5000));
+    let sharing = share(&server, "a.iso", &server.url());
+    server.wait_for_state("attached");
+    let token = server.token.clone();
+    let server = server.restart();
+    assert_ne!(server.token, token);
+    server.wait_for_state("attached");
+    assert!(Disk::connect(&server.device()).read_all()[..5000] == content(5000));
+    sharing.signal(rustix::process::Signal::INT);
+    let (status, stderr) = sharing.wait();
+    assert!(status.success(), "{stderr}");
+}

@@ -173,6 +173,57 @@ async fn a_leftover_is_freed_unless_its_process_lives() {
     assert_eq!(recover("left:over").await.unwrap(), [""; 0]);
 }
 
+#[cfg(feature = "serve")]
+#[tokio::test]
+async fn a_device_that_was_left_is_taken_over_with_what_is_in_flight() {
+    if !have_driver() {
+        return;
+    }
+    let mut first = bench(1 << 20, AttachMode::Netlink, "leave");
+    let device = attach(None, first.request.clone()).await.unwrap();
+    let left = Left {
+        spec: crate::device::DeviceSpec::Auto,
+        device: device.path().into(),
+        name: "leave".into(),
+        session: first.request.session.clone(),
+        size: 1 << 20,
+        hold: Duration::from_secs(60),
+    };
+    first.fall_silent();
+    let reader = tokio::spawn(read_by_other(device.path().to_owned()));
+    while device.users().await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert!(device.outlives_us());
+    device.leave().await;
+    drop(device);
+
+    for changed in [
+        Left {
+            size: 2 << 20,
+            ..left.clone()
+        },
+        Left {
+            spec: crate::device::DeviceSpec::Loop,
+            ..left.clone()
+        },
+        Left {
+            session: "another".into(),
+            ..left.clone()
+        },
+    ] {
+        let refused = reclaim(changed).await;
+        assert!(
+            matches!(refused, Err(DeviceError::Refused(_))),
+            "{refused:?}"
+        );
+    }
+    let second = bench(1 << 20, AttachMode::Netlink, "leave");
+    let device = reclaim(left).await.unwrap().serve(&second.request);
+    assert!(reader.await.unwrap().unwrap() == second.image);
+    end(&device).await;
+}
+
 /// What a process that was killed leaves: a device whose socket is dead.
 fn leave_behind(name: &str) -> u32 {
     let (_ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();

@@ -1,0 +1,132 @@
+//! What a new server makes of what another one left. Kernel devices, with which it goes on, take a guest (tests/guest).
+
+use std::{os::unix::fs::PermissionsExt as _, path::PathBuf};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::harness::{Process, Server, wait_for};
+
+/// A server with a session on a socket, whose hook writes down its calls.
+fn attached() -> (Server, Process) {
+    let server = Server::start();
+    attach(server)
+}
+
+fn attach(server: Server) -> (Server, Process) {
+    server.write_hook("echo $1 $NBD_PROXY_REASON >>calls");
+    let image = server.image("a.iso", &[7; 5000]);
+    let sharing =
+        Process::start(server.command(&["share", image.to_str().unwrap(), &server.url()]));
+    server.wait_for_state("attached");
+    (server, sharing)
+}
+
+fn kill(server: Server, sharing: Process) -> TempDir {
+    sharing.signal(Signal::KILL);
+    sharing.wait();
+    server.process.signal(Signal::KILL);
+    let Server {
+        folder, process, ..
+    } = server;
+    process.wait();
+    folder
+}
+
+fn calls(server: &Server) -> String {
+    let path = server.folder.path().join("calls");
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Ends a server; gives what it said.
+fn stop(server: Server) -> String {
+    server.process.signal(Signal::TERM);
+    let (status, stderr) = server.process.wait();
+    assert!(status.success(), "{stderr}");
+    stderr
+}
+
+fn record(folder: &TempDir) -> PathBuf {
+    let path = folder.path().join("run/0.session");
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    path
+}
+
+#[test]
+fn what_was_left_is_cleaned_up_at_once_though_nobody_comes() {
+    let (server, sharing) = attached();
+    let folder = kill(server, sharing);
+    assert!(folder.path().join("0.sock").exists());
+    let server = Server::again(folder);
+    wait_for("the end of the clean-up", || {
+        (calls(&server).ends_with("stop recovered\n") && !server.device().exists()).then_some(())
+    });
+    assert_eq!(calls(&server), "start attached\nstop recovered\n");
+    assert!(server.session().is_null());
+    let stderr = stop(server);
+    for words in ["stop: calling it now", "removed the socket"] {
+        assert!(stderr.contains(words), "{words}: {stderr}");
+    }
+}
+
+#[test]
+fn a_session_on_a_socket_is_not_noted() {
+    let (server, _sharing) = attached();
+    assert!(!record(&server.folder).exists());
+    stop(server);
+}
+
+#[test]
+fn a_record_that_is_of_no_use_is_told_and_removed() {
+    let of_image = r#"{"image": {"name": "a.iso", "size": 4096, "modified": 1}, "announced": true,
+        "export": {"name": "", "description": null, "size": 4096, "flags": 3, "block_sizes": null},
+        "seen": {"key": 1, "edges": [], "blocks": [], "reads": 0}}"#;
+    let of_session = format!(
+        r#"{{"id": "0f", "device": "/dev/nbd0", "peer": {{"user": "local", "from": "x", "session": null}},
+        "since": 1, "bytes_read": 0, "requests": 0, "hook_users": [], "snapshot": {of_image}}}"#
+    );
+    for (version, session, reason) in [
+        (99, "{}", "another version"),
+        (1, "{}", "damaged"),
+        (1, of_session.as_str(), "/dev/nbd0 is not attached any more"),
+    ] {
+        let server = Server::start();
+        server.process.signal(Signal::KILL);
+        let Server {
+            folder, process, ..
+        } = server;
+        process.wait();
+        let path = record(&folder);
+        let text = format!(r#"{{"version": {version}, "session": {session}}}"#);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let server = Server::again(folder);
+        wait_for("the end of the record", || (!path.exists()).then_some(()));
+        let stderr = stop(server);
+        assert!(stderr.contains(reason), "{stderr}");
+    }
+}
+
+#[test]
+fn sessions_that_cannot_be_kept_end_in_order() {
+    let Server {
+        folder, process, ..
+    } = Server::start();
+    process.signal(Signal::TERM);
+    process.wait();
+    let address = ([127, 0, 0, 1], 0).into();
+    let server = Server::again_as(folder, address, "http", &["--keep-sessions"]);
+    let (server, sharing) = attach(server);
+    let device = server.device();
+    server.process.signal(Signal::TERM);
+    let Server {
+        folder, process, ..
+    } = server;
+    let (status, stderr) = process.wait();
+    assert!(status.success(), "{stderr}");
+    assert!(!device.exists());
+    let calls = std::fs::read_to_string(folder.path().join("calls")).unwrap();
+    assert_eq!(calls, "start attached\nstop shutdown\n");
+    let (_, stderr) = sharing.wait();
+    assert!(stderr.contains("the server is stopping"), "{stderr}");
+}

@@ -1,0 +1,149 @@
+// A server that is killed, or makes way for the next one, under a kernel device in use: the reader notices a pause.
+
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { Guest, Setting } from "../lib/guest.mjs";
+import { PROGRAM } from "../lib/program.mjs";
+
+/** The longest that nothing may be answered, in seconds: three times what is promised, for an emulated processor. */
+const PAUSE = 30;
+/** The image, in MiB. */
+const SIZE = 8;
+
+// Reads the whole device again and again, with 16 requests in flight and past the page cache, until it is told to stop;
+// then says what each pass hashed to, and the longest time in which no request was answered.
+const READER = `
+import hashlib, mmap, os, sys, threading, time
+device, told = sys.argv[1:]
+STEP, DEPTH = 1 << 16, 16
+fd = os.open(device, os.O_RDONLY | os.O_DIRECT)
+size = os.lseek(fd, 0, os.SEEK_END)
+lock, last, pause = threading.Lock(), time.monotonic(), 0
+
+def work(offsets, blocks):
+    global last, pause
+    buffer = mmap.mmap(-1, STEP)
+    try:
+        while True:
+            with lock:
+                at = next(offsets, None)
+            if at is None:
+                return
+            count = os.preadv(fd, [buffer], at)
+            assert count == min(STEP, size - at), count
+            blocks[at] = buffer[:count]
+            with lock:
+                now = time.monotonic()
+                pause, last = max(pause, now - last), now
+    except BaseException as error:
+        print("failed:", error, flush=True)
+        os._exit(1)
+
+while not os.path.exists(told):
+    offsets, blocks = iter(range(0, size, STEP)), {}
+    threads = [threading.Thread(target=work, args=(offsets, blocks)) for _ in range(DEPTH)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    digest = hashlib.sha256(b"".join(blocks[at] for at in range(0, size, STEP)))
+    print("pass", digest.hexdigest(), flush=True)
+    last = time.monotonic()
+print("pause %.2f" % pause, flush=True)
+`;
+
+/** @type {Guest} */
+let guest;
+before(async () => {
+  guest = await Guest.boot();
+});
+after(() => guest.stop());
+
+/** A reader of /dev/nbd0 in the guest. */
+class Reader {
+  /** @param {Setting} setting */
+  static async start(setting) {
+    const reader = new Reader();
+    reader.told = `${setting.folder}/told`;
+    await guest.write(`${setting.folder}/reader.py`, READER);
+    reader.job = await setting.start(
+      `python3 ${setting.folder}/reader.py /dev/nbd0 ${reader.told}`,
+    );
+    return reader;
+  }
+
+  /** Waits until its requests are in flight. */
+  async isReading() {
+    await guest.waitFor(
+      "16 requests are in flight",
+      `[ "$(awk '{print $1}' /sys/block/nbd0/inflight)" -ge 16 ]`,
+    );
+  }
+
+  async passes() {
+    return [...(await this.job.output()).matchAll(/^pass (\w+)$/gm)].map(([, hash]) => hash);
+  }
+
+  /** Waits for the end of another pass. */
+  async reads() {
+    const before = (await this.passes()).length;
+    const more = `[ "$(grep -c '^pass' ${this.job.name}.log)" -gt ${before} ]`;
+    await guest.waitFor("the reader goes on", `${more} || grep failed ${this.job.name}.log`);
+    assert.doesNotMatch(await this.job.output(), /failed/);
+  }
+
+  /** Has it end; gives the longest pause in seconds. @param {string} hash of the image */
+  async finish(hash) {
+    await guest.run(`touch ${this.told}`);
+    assert.equal(await this.job.ended(), 0, await this.job.output());
+    for (const pass of await this.passes()) assert.equal(pass, hash);
+    return Number(/^pause (\S+)$/m.exec(await this.job.output())?.[1]);
+  }
+}
+
+/** @param {import("node:test").TestContext} t @param {Record<string, unknown>} [members] of the configuration */
+async function shared(t, members = {}) {
+  const setting = await Setting.make(t, guest, { 0: { "nbd-device": "/dev/nbd0", ...members } });
+  const image = `${setting.folder}/image`;
+  await guest.run(`head -c ${SIZE}M /dev/urandom >${image}`);
+  return { setting, image, hash: await guest.hash(image) };
+}
+
+/** @param {Setting} setting @param {string} image @param {{token: string}} server */
+function share(setting, image, server) {
+  return setting.start(`${PROGRAM} share ${image} http://127.0.0.1:8000/#token=${server.token}`);
+}
+
+test("a killed server and one that makes way have successors, with 16 requests in flight", async (t) => {
+  const { setting, image, hash } = await shared(t);
+  const args = "--keep-sessions";
+  let server = await setting.serve(8000, args);
+  const sharing = await share(setting, image, server);
+  await server.attached("0");
+  const reader = await Reader.start(setting);
+  await reader.reads();
+  const before = await server.session("0");
+  for (const [signal, status] of [
+    ["KILL", 128 + 9],
+    ["TERM", 0],
+  ]) {
+    await reader.isReading();
+    await server.program.kill(signal);
+    assert.equal(await server.program.ended(), status, await server.program.output());
+    server = await setting.serve(8000, args);
+    await reader.reads();
+  }
+  const session = await server.attached("0");
+  assert.equal(session.since, before.since);
+  const pause = await reader.finish(hash);
+  t.diagnostic(`the reader's longest pause: ${pause} s`);
+  assert.ok(pause <= PAUSE, `${pause} s`);
+
+  await guest.run(`${setting.env} ${PROGRAM} eject 0`);
+  await server.detached("0");
+  assert.equal(await sharing.ended(), 0, await sharing.output());
+  const calls = await setting.calls();
+  assert.deepEqual(
+    calls.map(({ action, env }) => `${action} ${env.NBD_PROXY_REASON}`),
+    ["start attached", "stop ejected"],
+  );
+  assert.equal(await guest.sectors("/dev/nbd0"), 0);
+});
