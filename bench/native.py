@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -166,11 +167,66 @@ def cost(program, image, size, place):
         copy(path, size)
         after = cpu_seconds(serve), cpu_seconds(share)
         gib = size / (1 << 30)
+        theirs = websocketd(size, place)
         rows = [
+            ("websocketd and socat", f"{theirs / gib:.2f} s/GiB", "", ""),
             ("serve", f"{(after[0] - before[0]) / gib:.2f} s/GiB", f"{idle:.1f} MB", f"{resident(serve, 'VmHWM'):.1f} MB"),
             ("share", f"{(after[1] - before[1]) / gib:.2f} s/GiB", "", f"{resident(share, 'VmHWM'):.1f} MB"),
         ]
     table("processor time and memory while nbdcopy reads", rows, ["what", "CPU", "resident idle", "at most"])
+
+
+PUMP = """
+const [address, length] = [process.argv[1], Number(process.argv[2])];
+const piece = new Uint8Array(128 << 10);
+const socket = new WebSocket(address);
+await new Promise((resolve) => { socket.onopen = resolve; });
+for (let sent = 0; sent < length; sent += piece.length) {
+  while (socket.bufferedAmount > 4 << 20) await new Promise((resolve) => setTimeout(resolve, 1));
+  socket.send(piece);
+}
+while (socket.bufferedAmount > 0) await new Promise((resolve) => setTimeout(resolve, 1));
+"""
+
+
+def drain(listener, length, done):
+    connection, _ = listener.accept()
+    got, room = 0, bytearray(1 << 20)
+    while got < length:
+        count = connection.recv_into(room)
+        if count == 0:
+            break
+        got += count
+    done.append(got)
+
+
+def websocketd(size, place):
+    """CPU seconds of websocketd and socat that move `size` bytes from a WebSocket to a Unix socket."""
+    path = place / "sink.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    done = []
+    drainer = threading.Thread(target=drain, args=(listener, size, done))
+    drainer.start()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with running("websocketd", f"--port={port}", "--address=127.0.0.1", "--binary=true",
+                 "socat", "-b", "131072", "STDIO", f"UNIX-CONNECT:{path}",
+                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: not socket.socket().connect_ex(("127.0.0.1", port)), "websocketd's port")
+        pump = subprocess.Popen(["node", "--experimental-websocket", "--input-type=module", "-e", PUMP,
+                                 f"ws://127.0.0.1:{port}/", str(size)])
+        drainer.join()
+        family = [process.pid, *map(int, subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split())]
+        spent = sum(cpu_seconds(pid) for pid in family)
+        pump.kill()
+        pump.wait()
+    if done != [size]:
+        sys.exit(f"websocketd and socat moved {done} of {size} bytes")
+    return spent
 
 
 def lines(program, image, shapes, place):

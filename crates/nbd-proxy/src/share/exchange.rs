@@ -304,6 +304,15 @@ impl<'a> Exchange<'a> {
                 return;
             };
             self.reading += length;
+            if let Some(reply) = self.image.answer_now(&command) {
+                let result = Ok(reply);
+                self.answer(Answer {
+                    reply_to,
+                    result,
+                    length,
+                });
+                continue;
+            }
             let image = Arc::clone(&self.image);
             self.running.spawn_blocking(move || Answer {
                 reply_to,

@@ -15,7 +15,7 @@ use super::plan::pieces;
 use crate::session::RequestId;
 
 /// The shortest and the longest region that is asked for because of small reads, in bytes; ...
-const REGIONS: (u64, u64) = (64 << 10, 256 << 10);
+const REGIONS: (u64, u64) = (64 << 10, 128 << 10);
 /// ... and which part of what the link carries in a round trip it may be.
 const PART: u64 = 16;
 
