@@ -33,13 +33,14 @@ pub(crate) async fn run(args: ShareArgs) -> anyhow::Result<ExitCode> {
         connection = connection::open(&mut address, &session, args.takeover, PATIENCE) => connection?,
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
-    let sharing = Sharing {
+    let mut sharing = Sharing {
         address,
         session,
         progress: &mut progress,
         signals: &mut signals,
     };
     let finished = sharing.run(connection, image).await;
+    connection::log_out(&sharing.address).await;
     let sum = progress.sum();
     drop(progress);
     Ok(conclude(&finished, sum))
@@ -74,7 +75,7 @@ struct Sharing<'a> {
 
 impl Sharing<'_> {
     /// Serves over one link after the other.
-    async fn run(mut self, mut connection: Connection, mut image: Arc<Image>) -> Finished {
+    async fn run(&mut self, mut connection: Connection, mut image: Arc<Image>) -> Finished {
         let mut last: Option<Search> = None;
         loop {
             let exchange = Exchange::new(connection, Arc::clone(&image), self.progress);

@@ -31,6 +31,8 @@ use crate::{
 
 /// How long it may take until the WebSocket is open, at most.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a logout may take.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// The longest answer of the API that we read, bytes.
 const ANSWER_LIMIT: usize = 1 << 20;
 /// The longest message that we take, bytes: a server sends requests and short texts.
@@ -138,6 +140,18 @@ async fn log_in(address: &mut Address) -> anyhow::Result<()> {
     address.cookie = pair.map(str::to_owned);
     address.has_logged_in = true;
     Ok(())
+}
+
+/// Ends our login, which would be good for hours. A server that is gone, or slow, ends it by itself in time.
+pub(super) async fn log_out(address: &Address) {
+    let Ok(Some((name, value))) = credentials(address) else {
+        return;
+    };
+    if address.cookie.is_some() {
+        let request =
+            Request::post(format!("{}/api/v1/logout", address.prefix)).header(name, value);
+        let _ = timeout(FAREWELL, ask(address, request, Bytes::new())).await;
+    }
 }
 
 async fn get(address: &Address, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {

@@ -219,7 +219,7 @@ fn a_trail_that_cannot_be_written_stops_no_session_and_is_reported_once() {
     assert!(
         metrics
             .text()
-            .contains("nbd_proxy_audit_lost_events_total 8\n"),
+            .contains("nbd_proxy_audit_lost_events_total 10\n"),
         "{}",
         metrics.text()
     );

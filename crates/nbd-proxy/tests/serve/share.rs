@@ -226,6 +226,24 @@ fn a_killed_server_is_looked_for_until_the_hold_has_passed() {
 }
 
 #[test]
+fn its_login_ends_with_it() {
+    let server = Server::start();
+    server.image("a.iso", &content(5000));
+    let sharing = share(&server, "a.iso", &server.url());
+    server.wait_for_state("attached");
+    let logins = || {
+        let path = server.folder.path().join("state/logins.json");
+        let text = std::fs::read(path).unwrap();
+        let saved: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        saved["logins"].as_array().unwrap().len()
+    };
+    assert_eq!(logins(), 1);
+    sharing.signal(rustix::process::Signal::INT);
+    assert!(sharing.wait().0.success());
+    assert_eq!(logins(), 0);
+}
+
+#[test]
 fn a_server_that_was_killed_and_started_anew_has_the_image_again() {
     let server = Server::start();
     server.image("a.iso", &content(5000));
