@@ -4,6 +4,7 @@ mod command;
 mod counts;
 mod setup;
 mod steps;
+mod unsafe_code;
 
 use std::process::ExitCode;
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::command::{Failure, line, output, root, run, run_tests, target_directory};
 use crate::counts::Counts;
 use crate::setup;
+use crate::unsafe_code;
 
 /// How long each fuzz target runs.
 const FUZZ_SECONDS: u32 = 20;
@@ -35,7 +36,7 @@ pub(crate) const STEPS: [Step; 13] = [
     step("format", "rustfmt, Biome", || check(format)),
     step(
         "lint",
-        "clippy with and without default features, tsc",
+        "where unsafe is, clippy with and without default features, tsc",
         || check(lint),
     ),
     step("doc", "rustdoc without warnings", || check(doc)),
@@ -148,6 +149,7 @@ fn format() -> Result<(), Failure> {
 }
 
 fn lint() -> Result<(), Failure> {
+    unsafe_code::check()?;
     let clippy = "cargo clippy --quiet --workspace --all-targets";
     run(line(clippy).args(["--", "-Dwarnings"]))?;
     let plain_filter = "cargo clippy --quiet -p nbd-proxy --all-targets --no-default-features";

@@ -73,6 +73,10 @@ impl Client {
 
     /// The server hangs up; whatever it says before is of no interest.
     pub(super) fn is_hung_up(&mut self) {
+        // Sooner than the time that a handshake has.
+        self.0
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
         let mut room = [0; 4096];
         while self.0.read(&mut room).is_ok_and(|count| count > 0) {}
         self.0
