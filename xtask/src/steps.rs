@@ -150,7 +150,7 @@ fn format() -> Result<(), Failure> {
 
 fn lint() -> Result<(), Failure> {
     unsafe_code::check()?;
-    let clippy = "cargo clippy --quiet --workspace --all-targets";
+    let clippy = "cargo clippy --quiet --workspace --all-targets --all-features";
     run(line(clippy).args(["--", "-Dwarnings"]))?;
     let plain_filter = "cargo clippy --quiet -p nbd-proxy --all-targets --no-default-features";
     run(line(plain_filter).args(["--", "-Dwarnings"]))?;

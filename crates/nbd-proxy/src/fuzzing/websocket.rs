@@ -147,7 +147,7 @@ impl Machine {
                 Output::Event(SessionEvent::Ended(reason)) => {
                     self.received.ended = Some(reason.to_string());
                 }
-                Output::Event(_) | Output::Store { .. } => {}
+                Output::Event(_) | Output::Store { .. } | Output::Arrived { .. } => {}
             }
         }
     }
