@@ -58,6 +58,9 @@ enum Subcommands {
     Eject(EjectArgs),
     /// Tell what this machine can do, what is missing, and the remedy
     Check(CheckArgs),
+    /// Say who may sign in, and make tokens for programs
+    #[cfg(feature = "serve")]
+    Passwd(PasswdArgs),
 }
 
 /// Arguments of `serve`.
@@ -182,6 +185,85 @@ pub(crate) struct CheckArgs {
     pub(crate) config: Option<PathBuf>,
 }
 
+/// Arguments of `passwd`.
+#[cfg(feature = "serve")]
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The files are those that \"users\" and \"tokens\" in \"serve\" of the configuration name. A running server reads them again
+within a second. Passwords and tokens are kept as hashes. What a user may do, \"allow\" of each configuration says.
+
+Examples:
+  nbd-proxy passwd add eva                          asks for a password, twice
+  nbd-proxy passwd remove eva                       and signs her out, and revokes her tokens
+  nbd-proxy passwd token add ci --user eva --expires 90
+  nbd-proxy passwd token revoke ci")]
+pub(crate) struct PasswdArgs {
+    /// Configuration file that names the two files [default: $NBD_PROXY_CONFIG, then /etc/nbd-proxy/config.json]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// File of users [default: the configuration's]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) users: Option<PathBuf>,
+    /// File of tokens [default: the configuration's]
+    #[arg(long, value_name = "FILE", global = true)]
+    pub(crate) tokens: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: PasswdCommand,
+}
+
+/// What `passwd` does.
+#[cfg(feature = "serve")]
+#[derive(Debug, Subcommand)]
+pub(crate) enum PasswdCommand {
+    /// Add a user, or set another password
+    Add(Password),
+    /// Remove a user, their logins and their tokens
+    Remove {
+        /// Name of the user
+        user: String,
+    },
+    /// List the users
+    List,
+    /// Tokens, by which programs sign in
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+/// Arguments of `passwd add`.
+#[cfg(feature = "serve")]
+#[derive(Debug, clap::Args)]
+pub(crate) struct Password {
+    /// Name of the user
+    pub(crate) user: String,
+    /// Take the password from the first line of standard input
+    #[arg(long)]
+    pub(crate) stdin: bool,
+}
+
+/// What `passwd token` does.
+#[cfg(feature = "serve")]
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token and print it, once
+    Add {
+        /// Name of the token, to revoke it by
+        name: String,
+        /// Whose rights it gives
+        #[arg(long)]
+        user: String,
+        /// Days after which it is good for nothing [default: never]
+        #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=36500))]
+        expires: Option<u32>,
+    },
+    /// Revoke a token
+    Revoke {
+        /// Name of the token
+        name: String,
+    },
+    /// List the tokens
+    List,
+}
+
 /// What was asked for.
 #[derive(Debug)]
 pub(crate) enum Action {
@@ -211,6 +293,9 @@ pub(crate) enum Action {
     Eject(EjectArgs),
     /// `check`
     Check(CheckArgs),
+    /// `passwd`
+    #[cfg(feature = "serve")]
+    Passwd(PasswdArgs),
 }
 
 /// Reads the command line. Help and version come back as errors too, as clap has it.
@@ -248,6 +333,11 @@ impl Cli {
             })),
             Subcommands::Check(args) => Ok(Action::Check(CheckArgs {
                 config: args.config.or(self.config),
+            })),
+            #[cfg(feature = "serve")]
+            Subcommands::Passwd(args) => Ok(Action::Passwd(PasswdArgs {
+                config: args.config.or(self.config),
+                ..args
             })),
             #[cfg(feature = "serve")]
             _ if self.config.is_some() => {
@@ -362,7 +452,7 @@ mod tests {
     #[test]
     #[cfg(feature = "serve")]
     fn the_help_of_each_command_has_examples_that_parse() {
-        for command in ["", "serve", "share", "status", "eject"] {
+        for command in ["", "serve", "share", "status", "eject", "passwd"] {
             let help = action(&format!("{command} --help")).expect_err(command);
             let text = help.to_string();
             let (_, examples) = text.split_once("Examples:\n").expect(command);

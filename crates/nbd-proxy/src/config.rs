@@ -1,5 +1,6 @@
 //! `config.json`: what configurations there are, and how each is attached.
 
+mod access;
 mod audit;
 mod keep;
 mod lenient;
@@ -16,6 +17,9 @@ use std::{
 use serde_json::{Map, Value};
 
 use crate::device::{AttachMode, DeviceSpec};
+use access::Allow;
+#[cfg(feature = "serve")]
+pub(crate) use access::{Access, LOCAL, Right, TrustedProxies, check_name};
 #[cfg(feature = "serve")]
 pub(crate) use audit::Destination;
 pub(crate) use keep::{Keep, Place};
@@ -109,6 +113,8 @@ pub(crate) struct Configuration {
     pub(crate) state_hook: PathBuf,
     /// How long it may take.
     pub(crate) hook_timeout: Duration,
+    /// Who may do what with it.
+    pub(crate) allow: Allow,
 }
 
 /// What a device is presented as, by those who set up something on it.
@@ -193,6 +199,7 @@ impl Config {
             media: Media::default(),
             state_hook: STATE_HOOK.into(),
             hook_timeout: HOOK_TIMEOUT,
+            allow: Allow::default(),
         };
         Self {
             timeout: TIMEOUT,
@@ -325,6 +332,7 @@ impl Configuration {
                 .unwrap_or_default(),
             state_hook: section.text("state-hook")?.unwrap_or(STATE_HOOK).into(),
             hook_timeout: section.seconds("hook-timeout")?.unwrap_or(HOOK_TIMEOUT),
+            allow: Allow::read(&mut section)?,
         };
         section.finish()?;
         Ok(configuration)

@@ -9,6 +9,8 @@
     )
 )]
 
+#[cfg(feature = "serve")]
+mod accounts;
 mod attachment;
 mod audit;
 mod check;
@@ -26,11 +28,15 @@ pub mod fuzzing;
 mod hook;
 mod keep;
 mod link;
+#[cfg(feature = "serve")]
+mod passwd;
 mod paths;
 #[cfg(feature = "serve")]
 mod private_file;
 mod record;
 mod report;
+#[cfg(feature = "serve")]
+mod secret;
 #[cfg(feature = "serve")]
 mod serve;
 #[cfg(feature = "serve")]
@@ -89,6 +95,8 @@ fn run(action: Action) -> anyhow::Result<ExitCode> {
             )
         }
         Action::Metadata { config } => print_metadata(config.as_deref()),
+        #[cfg(feature = "serve")]
+        Action::Passwd(args) => passwd::run(&args),
         Action::Check(args) => finish(Builder::new_current_thread(), check::run(args)),
         #[cfg(feature = "serve")]
         Action::Serve(args) => finish(runtime_of_server(), serve::run(args)),

@@ -113,6 +113,7 @@ mod tests {
             default: name == "0",
             device: "auto".into(),
             metadata: None,
+            may: Vec::new(),
             session,
         }
     }

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use serde_json::Value;
 
 use super::{
+    access::Access,
     audit::{self, Destination},
     limits::{self, ServeLimits},
     reader::{Reader, Section},
@@ -30,9 +31,18 @@ pub(crate) struct ServeConfig {
     pub(crate) audit: Option<Destination>,
     /// How much it takes on.
     pub(crate) limits: ServeLimits,
+    /// Who people are.
+    pub(crate) access: Access,
 }
 
 impl ServeConfig {
+    /// Whether people have a way to say who they are. If so, no token is put into an address.
+    #[cfg(feature = "serve")]
+    pub(crate) fn knows_people(&self) -> bool {
+        let certificates = (self.tls.as_ref()).is_some_and(|files| files.client_ca.is_some());
+        certificates || self.access.knows_people()
+    }
+
     pub(super) fn read(reader: &mut Reader, value: &Value) -> Result<Self, String> {
         let mut section = reader.section("serve", value)?;
         let serve = Self {
@@ -44,6 +54,7 @@ impl ServeConfig {
             state_dir: section.absolute_path("state-dir")?,
             audit: audit::read(&mut section)?,
             limits: limits::read(&mut section)?,
+            access: Access::read(&mut section)?,
         };
         section.finish()?;
         Ok(serve)

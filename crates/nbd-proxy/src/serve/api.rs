@@ -1,7 +1,10 @@
 //! The JSON API: what is shown of configurations and sessions, and what may be asked of them. `status` and `eject`
 //! read the same types at the other end of the control socket.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use hyper::{
     HeaderMap, Method, Response, StatusCode,
@@ -13,20 +16,31 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{
-    Client, Server, events,
+    Client, Server,
+    auth::{Credentials, Identity, LoginError},
+    events,
     http::{self, Body},
     registry::Slot,
+    rights,
 };
 use crate::{
     attachment::{EjectError, Ejected, Phase, Status},
     audit::{Event, Who},
+    config::Right,
 };
 
-/// All configurations.
+/// When somebody who came at a bad moment may try again.
+const BUSY: Duration = Duration::from_secs(2);
+
+/// All configurations that somebody may see.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Configurations {
     /// In the configuration file's order.
     pub(crate) configurations: Vec<ConfigurationView>,
+    /// Who asks.
+    pub(crate) user: String,
+    /// Whether that is known by a login, which can be ended.
+    pub(crate) login: bool,
 }
 
 /// A configuration, as people and programs see it.
@@ -40,6 +54,9 @@ pub(crate) struct ConfigurationView {
     pub(crate) device: String,
     /// As in the configuration file.
     pub(crate) metadata: Option<Map<String, Value>>,
+    /// What the user who asks may do with it; not in events, which are everybody's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) may: Vec<Right>,
     /// None while nothing is attached.
     pub(crate) session: Option<SessionView>,
 }
@@ -88,13 +105,16 @@ pub(crate) struct ImageView {
 }
 
 /// A refusal.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct ErrorView {
     /// A sentence with cause and remedy.
     pub(crate) error: String,
     /// Who uses the device, where that is the cause.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) users: Vec<String>,
+    /// To whom we don't know: what they may sign in with, `password` or `token`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) sign_in: Vec<String>,
 }
 
 /// The body of an eject.
@@ -109,7 +129,9 @@ pub(crate) struct EjectRequest {
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct LoginRequest {
-    token: String,
+    token: Option<String>,
+    user: Option<String>,
+    password: Option<String>,
 }
 
 impl SessionView {
@@ -156,7 +178,29 @@ fn milliseconds(time: SystemTime) -> u64 {
     })
 }
 
-/// Answers `POST /api/v1/login`: the token for a cookie.
+/// Answers who is nobody that we know.
+pub(super) fn unknown(server: &Server) -> Response<Body> {
+    http::unauthorized(&ErrorView {
+        error: "not allowed: sign in on the page, open the address that the server printed when it started, or send a \
+                token as Authorization: Bearer"
+            .to_owned(),
+        sign_in: sign_in(server),
+        ..ErrorView::default()
+    })
+}
+
+fn sign_in(server: &Server) -> Vec<String> {
+    let ways = [
+        ("password", server.auth.takes_passwords()),
+        ("token", server.auth.takes_tokens()),
+    ];
+    (ways.into_iter())
+        .filter(|(_, taken)| *taken)
+        .map(|(way, _)| way.to_owned())
+        .collect()
+}
+
+/// Answers `POST /api/v1/login`: a password or a token for a cookie.
 pub(super) async fn log_in(
     server: &Server,
     client: &Client,
@@ -167,16 +211,48 @@ pub(super) async fn log_in(
         Ok(request) => request,
         Err(refusal) => return refusal,
     };
-    const REFUSAL: &str = "this token is not valid (any more); open the address that the server printed when it started";
-    match server.auth.log_in(client, headers, &request.token).await {
-        Some(cookie) => {
-            server.note_login(client.who(Some("local")), "token", None);
+    let (method, credentials) = match request {
+        LoginRequest {
+            user: Some(user),
+            password: Some(password),
+            token: None,
+        } => ("password", Credentials::Password { user, password }),
+        LoginRequest {
+            token: Some(token),
+            user: None,
+            password: None,
+        } => ("token", Credentials::Token(token)),
+        _ => {
+            let sentence = "send either \"user\" and \"password\", or \"token\"";
+            return http::error(StatusCode::BAD_REQUEST, sentence);
+        }
+    };
+    let mut who = server.who(client, headers, None);
+    match server.auth.log_in(client, headers, credentials).await {
+        Ok((user, cookie)) => {
+            who.user = Some(user);
+            server.note_login(who, method, None);
             with_cookie(cookie)
         }
-        None => {
-            server.note_login(client.who(None), "token", Some(REFUSAL.to_owned()));
-            http::unauthorized(REFUSAL)
+        Err(error) => {
+            server.note_login(who, method, Some(error.to_string()));
+            login_refused(server, &error)
         }
+    }
+}
+
+fn login_refused(server: &Server, error: &LoginError) -> Response<Body> {
+    match error {
+        LoginError::WrongToken | LoginError::WrongPassword | LoginError::NoPasswords => {
+            http::unauthorized(&ErrorView {
+                error: error.to_string(),
+                sign_in: sign_in(server),
+                ..ErrorView::default()
+            })
+        }
+        LoginError::TooSoon(pause) => http::too_many(error.to_string(), *pause),
+        LoginError::Busy => http::too_many(error.to_string(), BUSY),
+        LoginError::Failed(_) => http::error(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 
@@ -187,13 +263,10 @@ pub(super) async fn log_out(
     headers: &HeaderMap,
 ) -> Response<Body> {
     if let Some(identity) = server.auth.identify(client, headers) {
-        let who = client.who(Some(&identity.user));
+        let who = server.who(client, headers, Some(&identity));
         server.audit.tell(Event::LoggedOut { who });
     }
-    match server.auth.log_out(client, headers).await {
-        Some(cookie) => with_cookie(cookie),
-        None => http::empty(StatusCode::NO_CONTENT),
-    }
+    with_cookie(server.auth.log_out(client, headers).await)
 }
 
 fn with_cookie(cookie: HeaderValue) -> Response<Body> {
@@ -202,33 +275,29 @@ fn with_cookie(cookie: HeaderValue) -> Response<Body> {
     response
 }
 
-/// Answers the rest of the API; `path` is what follows `/api/v1/`, percent-decoded. Who asks may.
+/// Answers the rest of the API; `path` is what follows `/api/v1/`, percent-decoded.
 pub(super) async fn answer(
-    server: &Server,
+    server: &Arc<Server>,
+    identity: &Identity,
     who: Who,
     method: &Method,
     path: &[&str],
     body: Incoming,
 ) -> Response<Body> {
+    let registry = &server.registry;
+    let user = &identity.user;
+    let no_such = |name| http::error(StatusCode::NOT_FOUND, registry.no_such(user, name));
     match (method, path) {
-        (&Method::GET, ["configurations"]) => {
-            let configurations = server
-                .registry
-                .slots()
-                .iter()
-                .map(|slot| slot.view())
-                .collect();
-            http::json(StatusCode::OK, &Configurations { configurations })
-        }
-        (&Method::GET, ["configurations", name]) => match server.registry.find(name) {
-            Some(slot) => http::json(StatusCode::OK, &slot.view()),
-            None => no_configuration(server, name),
+        (&Method::GET, ["configurations"]) => http::json(StatusCode::OK, &list(server, identity)),
+        (&Method::GET, ["configurations", name]) => match registry.find(user, name) {
+            Some(slot) => http::json(StatusCode::OK, &view(slot, &identity.user)),
+            None => no_such(name),
         },
-        (&Method::POST, ["configurations", name, "eject"]) => match server.registry.find(name) {
-            Some(slot) => eject(server, slot, who, body).await,
-            None => no_configuration(server, name),
+        (&Method::POST, ["configurations", name, "eject"]) => match registry.find(user, name) {
+            Some(slot) => eject(server, slot, identity, who, body).await,
+            None => no_such(name),
         },
-        (&Method::GET, ["events"]) => events::stream(server),
+        (&Method::GET, ["events"]) => events::stream(server, identity),
         (_, ["configurations"] | ["configurations", _] | ["events"]) => http::wrong_method("GET"),
         (_, ["configurations", _, "eject"]) => http::wrong_method("POST"),
         _ => http::error(
@@ -238,16 +307,44 @@ pub(super) async fn answer(
     }
 }
 
-fn no_configuration(server: &Server, name: &str) -> Response<Body> {
-    http::error(StatusCode::NOT_FOUND, server.registry.no_such(name))
+fn list(server: &Server, identity: &Identity) -> Configurations {
+    let slots = server.registry.visible(&identity.user);
+    Configurations {
+        configurations: slots.map(|slot| view(slot, &identity.user)).collect(),
+        user: identity.user.clone(),
+        login: identity.is_login(),
+    }
 }
 
-async fn eject(server: &Server, slot: &Slot, who: Who, body: Incoming) -> Response<Body> {
+fn view(slot: &Slot, user: &str) -> ConfigurationView {
+    ConfigurationView {
+        may: slot.configuration().allow.rights(user),
+        ..slot.view()
+    }
+}
+
+async fn eject(
+    server: &Server,
+    slot: &Slot,
+    identity: &Identity,
+    who: Who,
+    body: Incoming,
+) -> Response<Body> {
     let request: EjectRequest = match http::read_json(body).await {
         Ok(request) => request,
         Err(refusal) => return refusal,
     };
     let configuration = || slot.configuration().name.clone();
+    let refused = |reason| Event::EjectRefused {
+        who: who.clone(),
+        configuration: configuration(),
+        reason,
+    };
+    if !slot.permits(&identity.user, Right::Eject) {
+        let sentence = rights::missing(&identity.user, Right::Eject, slot.configuration());
+        server.audit.tell(refused(sentence.clone()));
+        return http::error(StatusCode::FORBIDDEN, sentence);
+    }
     server.audit.tell(match request.force {
         false => Event::EjectAsked {
             who: who.clone(),
@@ -260,16 +357,12 @@ async fn eject(server: &Server, slot: &Slot, who: Who, body: Incoming) -> Respon
     });
     let ejected = slot.eject(request.force).await;
     if let Err(error) = &ejected {
-        server.audit.tell(Event::EjectRefused {
-            who,
-            configuration: configuration(),
-            reason: error.to_string(),
-        });
+        server.audit.tell(refused(error.to_string()));
     }
     match ejected {
-        Ok(Ejected::Free) => http::json(StatusCode::OK, &slot.view()),
+        Ok(Ejected::Free) => http::json(StatusCode::OK, &view(slot, &identity.user)),
         Ok(Ejected::Draining { users }) => {
-            let mut view = slot.view();
+            let mut view = view(slot, &identity.user);
             if let Some(session) = &mut view.session {
                 session.draining_for = users;
             }
@@ -284,7 +377,14 @@ async fn eject(server: &Server, slot: &Slot, who: Who, body: Incoming) -> Respon
                     .unwrap_or_default(),
                 users.join(", "),
             );
-            http::json(StatusCode::CONFLICT, &ErrorView { error, users })
+            http::json(
+                StatusCode::CONFLICT,
+                &ErrorView {
+                    error,
+                    users,
+                    ..ErrorView::default()
+                },
+            )
         }
         Err(failed @ EjectError::Failed(_)) => {
             http::error(StatusCode::INTERNAL_SERVER_ERROR, failed.to_string())

@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     Server,
+    auth::Identity,
     http::{self, Body},
     limits::Limit,
     stopped,
@@ -29,24 +30,25 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const QUEUE: usize = 4;
 
 /// Answers `GET /api/v1/events`.
-pub(super) fn stream(server: &Server) -> Response<Body> {
+pub(super) fn stream(server: &Arc<Server>, identity: &Identity) -> Response<Body> {
     let Ok(place) = Arc::clone(&server.events).try_acquire_owned() else {
         return server.too_many(Limit::Events);
     };
     let (sender, receiver) = mpsc::channel(QUEUE);
     let changes = server
         .registry
-        .slots()
-        .iter()
+        .visible(&identity.user)
         .map(|slot| slot.changes())
         .collect();
-    let (version, stopping) = (server.registry.version(), server.stopping.clone());
+    let (server, identity) = (Arc::clone(server), identity.clone());
     tokio::spawn(async move {
         let _place = place;
         let gone = sender.clone();
+        let (version, stopping) = (server.registry.version(), server.stopping.clone());
         tokio::select! {
             () = send(sender, changes, version, stopping) => {}
             () = gone.closed() => {}
+            () = server.auth.revoked(&identity) => {}
         }
     });
     http::typed(

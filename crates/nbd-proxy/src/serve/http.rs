@@ -131,7 +131,7 @@ pub(super) fn error(status: StatusCode, sentence: impl Into<String>) -> Response
         status,
         &ErrorView {
             error: sentence.into(),
-            users: Vec::new(),
+            ..ErrorView::default()
         },
     )
 }
@@ -149,8 +149,8 @@ pub(super) fn wrong_method(allowed: &'static str) -> Response<Body> {
 }
 
 /// Nobody that we know.
-pub(super) fn unauthorized(sentence: &str) -> Response<Body> {
-    let mut response = error(StatusCode::UNAUTHORIZED, sentence);
+pub(super) fn unauthorized(error: &ErrorView) -> Response<Body> {
+    let mut response = json(StatusCode::UNAUTHORIZED, error);
     let challenge = HeaderValue::from_static("Bearer");
     response
         .headers_mut()
@@ -227,6 +227,10 @@ pub(super) fn secure(headers: &mut HeaderMap, host: Option<&Host>) {
         (
             HeaderName::from_static("cross-origin-resource-policy"),
             "same-origin",
+        ),
+        (
+            HeaderName::from_static("permissions-policy"),
+            "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
         ),
     ] {
         headers.insert(name, HeaderValue::from_static(value));

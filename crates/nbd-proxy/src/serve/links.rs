@@ -85,7 +85,8 @@ pub(super) fn upgrade(
     let response = switch_protocols(&accept, request.headers());
     let (server, client) = (Arc::clone(server), Arc::clone(client));
     let identity = server.auth.identify(&client, request.headers());
-    let applicant = Applicant::of(&client, identity.as_ref(), request.uri());
+    let who = server.who(&client, request.headers(), identity.as_ref());
+    let applicant = Applicant::of(who, request.uri());
     let entry = enter(&server, &client, identity, &request);
     let occupied = client.occupy();
     tokio::spawn(async move {
@@ -107,13 +108,13 @@ struct Applicant {
 }
 
 impl Applicant {
-    fn of(client: &Client, identity: Option<&Identity>, uri: &Uri) -> Self {
+    fn of(who: Who, uri: &Uri) -> Self {
         let configuration = match &path::segments(uri.path())[..] {
             [nbd, name] if nbd == "nbd" => Some(name.clone()),
             _ => None,
         };
         Self {
-            who: client.who(identity.map(|identity| identity.user.as_str())),
+            who,
             configuration,
             session: session_of(uri.query().unwrap_or_default()).ok().flatten(),
         }
@@ -226,7 +227,7 @@ fn enter(
 }
 
 fn admit(server: &Server, identity: Identity, uri: &Uri) -> Result<Admission, Refusal> {
-    let slot = Arc::clone(find_slot(server, uri.path())?);
+    let slot = Arc::clone(find_slot(server, &identity.user, uri.path())?);
     let query = uri.query().unwrap_or_default();
     let session = session_of(query)?;
     Ok(Admission {
@@ -237,17 +238,17 @@ fn admit(server: &Server, identity: Identity, uri: &Uri) -> Result<Admission, Re
     })
 }
 
-fn find_slot<'a>(server: &'a Server, path: &str) -> Result<&'a Arc<Slot>, Refusal> {
+fn find_slot<'a>(server: &'a Server, user: &str, path: &str) -> Result<&'a Arc<Slot>, Refusal> {
     let segments = path::segments(path);
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     let registry = &server.registry;
     let named = |name: &str| {
         registry
-            .find(name)
-            .ok_or_else(|| Refusal::no_configuration(registry.no_such(name)))
+            .find(user, name)
+            .ok_or_else(|| Refusal::no_configuration(registry.no_such(user, name)))
     };
     match segments[..] {
-        [] => registry.default().ok_or_else(|| {
+        [] => registry.default(user).ok_or_else(|| {
             Refusal::no_configuration(
                 "no configuration is marked \"default\": true; name one, as /nbd/NAME".to_owned(),
             )
@@ -320,7 +321,7 @@ async fn keep(
         from: applicant.who.from.clone(),
         session,
     };
-    let (link, keeper) = websocket::link(socket, kind, peer, slot.configuration().silence);
+    let (link, mut keeper) = websocket::link(socket, kind, peer, slot.configuration().silence);
     let commands = link.commands.clone();
     if let Err(refusal) = server.registry.offer(&slot, takeover, link).await {
         applicant.note_refusal(server, &refusal);
@@ -334,11 +335,19 @@ async fn keep(
         }
         let _ = commands.send(LinkCommand::Close { code, reason });
     }
+    // A link that nobody has commands for any more closes.
+    let weak = commands.downgrade();
     drop(commands);
     tokio::select! {
-        _ = keeper => {}
+        _ = &mut keeper => return,
+        () = server.auth.revoked(&identity) => {}
         () = keep_login(server, &identity) => {}
     }
+    if let Some(commands) = weak.upgrade() {
+        let Refusal { code, reason, .. } = Refusal::signed_out();
+        let _ = commands.send(LinkCommand::Close { code, reason });
+    }
+    let _ = keeper.await;
 }
 
 /// A page whose image is served is in use, even if it asks nothing else for days.

@@ -56,8 +56,8 @@ impl Metrics {
             .inc();
     }
 
-    /// Answers `GET /metrics`.
-    pub(super) fn render(&self, sessions: &Registry, audit: &Audit) -> Response<Body> {
+    /// Answers `GET /metrics` of this user.
+    pub(super) fn render(&self, sessions: &Registry, user: &str, audit: &Audit) -> Response<Body> {
         let mut names = Names::with_prefix("nbd_proxy");
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
         names.register("build", "The running program", Info::new(version));
@@ -88,7 +88,7 @@ impl Metrics {
             "Events that the audit trail lacks",
             lost,
         );
-        register_sessions(&mut names, sessions);
+        register_sessions(&mut names, sessions, user);
         let mut text = String::new();
         match encode(&mut text, &names) {
             Ok(()) => http::typed(
@@ -100,12 +100,13 @@ impl Metrics {
     }
 }
 
-fn register_sessions(names: &mut Names, registry: &Registry) {
+/// Of the configurations that this user may see.
+fn register_sessions(names: &mut Names, registry: &Registry, user: &str) {
     let present = Family::<Labels, Gauge>::default();
     let ended = Family::<Labels, Counter>::default();
     let bytes_read = Family::<Labels, Counter>::default();
     let requests = Family::<Labels, Counter>::default();
-    for slot in registry.slots() {
+    for slot in registry.visible(user) {
         let view = slot.view();
         let totals = slot.totals();
         let labels = vec![("configuration", view.name)];

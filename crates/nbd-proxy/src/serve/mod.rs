@@ -13,6 +13,7 @@ pub(crate) mod path;
 mod patience;
 mod refusal;
 mod registry;
+mod rights;
 mod router;
 mod seats;
 mod tls;
@@ -28,7 +29,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use hyper::Response;
+use hyper::{HeaderMap, Response};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
@@ -37,16 +38,17 @@ use tokio::{
     time::timeout,
 };
 
+pub(crate) use crate::secret::random_hex;
 use crate::{
     audit::{self, Audit, Event, Who},
     cli::ServeArgs,
     config::{Config, ConfigError, ServeLimits, Strictness},
     control::{self, ControlListener},
     paths, report,
+    secret::Secret,
     signals::Signals,
 };
-use auth::Auth;
-pub(crate) use auth::random_hex;
+use auth::{Auth, Identity};
 use http::Body;
 use limits::{Limit, Reached};
 use listen::Secured;
@@ -104,6 +106,14 @@ impl Server {
             },
         });
     }
+
+    /// Whose request this is, for the audit trail.
+    fn who(&self, client: &Client, headers: &HeaderMap, identity: Option<&Identity>) -> Who {
+        Who {
+            user: identity.map(|identity| identity.user.clone()),
+            from: self.auth.origin(client, headers),
+        }
+    }
 }
 
 /// Waits until the server stops.
@@ -141,14 +151,6 @@ impl Client {
     /// As long as this lives, something goes on on the connection.
     fn occupy(&self) -> Option<Occupied> {
         self.seat.as_ref().map(Seat::occupy)
-    }
-
-    /// For the audit trail.
-    fn who(&self, user: Option<&str>) -> Who {
-        Who {
-            user: user.map(str::to_owned),
-            from: self.peer.to_string(),
-        }
     }
 }
 
@@ -194,7 +196,8 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         .local_addr()?;
     let state_dir = || paths::state_dir(config.serve.state_dir.as_deref());
     let tls = Tls::new(&config.serve, args.tls_self_signed, &addresses, state_dir)?;
-    let auth = Auth::new(first.port(), &config.serve, state_dir()).context("no random numbers")?;
+    let auth = Auth::new(first.port(), &config.serve, state_dir())?;
+    rights::warn(&config, &auth);
     let audit = audit::of(&config.serve)?;
     audit.tell(started(&listeners));
     let limits = config.serve.limits;
@@ -312,17 +315,20 @@ fn load(given: Option<&Path>) -> anyhow::Result<Config> {
     }
 }
 
-/// The one line of standard output. Whoever opens this address is in.
-fn print_address(scheme: &str, mut address: SocketAddr, token: &auth::Secret) {
+/// The one line of standard output. Whoever opens an address with a token is in.
+fn print_address(scheme: &str, mut address: SocketAddr, token: Option<&Secret>) {
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
         _ => {}
     }
     // Who closed our standard output doesn't want to know.
-    let _ = writeln!(
-        io::stdout(),
-        "{scheme}://{address}/#token={}",
-        token.reveal()
-    );
+    let _ = match token {
+        Some(token) => writeln!(
+            io::stdout(),
+            "{scheme}://{address}/#token={}",
+            token.reveal()
+        ),
+        None => writeln!(io::stdout(), "{scheme}://{address}/"),
+    };
 }

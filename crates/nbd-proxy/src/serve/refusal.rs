@@ -2,12 +2,23 @@
 
 use std::fmt::Display;
 
-use super::limits::{Limit, Reached};
-use crate::{attachment::Status, claim::ClaimError, device::DeviceError, link, units};
+use super::{
+    limits::{Limit, Reached},
+    rights,
+};
+use crate::{
+    attachment::Status,
+    claim::ClaimError,
+    config::{Configuration, Right},
+    device::DeviceError,
+    link, units,
+};
 
 /// The most characters of an image's name that are told.
 const NAME_LENGTH: usize = 32;
 
+/// Close code: nobody that we know, or nobody who may.
+const NOT_ALLOWED: u16 = 4401;
 /// Close code: this machine can't.
 pub(super) const FAILED: u16 = 4500;
 
@@ -40,8 +51,21 @@ impl Refusal {
     /// Nobody that we know.
     pub(super) fn not_allowed() -> Self {
         Self::new(
-            4401,
-            "not allowed: open the address that the server printed when it started, or give its token",
+            NOT_ALLOWED,
+            "not allowed: sign in on the page, open the address that the server printed when it started, or give a token",
+        )
+    }
+
+    /// Somebody whom we know, without the right.
+    pub(super) fn not_permitted(user: &str, right: Right, configuration: &Configuration) -> Self {
+        Self::new(NOT_ALLOWED, rights::missing(user, right, configuration))
+    }
+
+    /// Who came in by what is taken back.
+    pub(super) fn signed_out() -> Self {
+        Self::new(
+            NOT_ALLOWED,
+            "signed out, or what was signed in with was revoked; sign in again",
         )
     }
 

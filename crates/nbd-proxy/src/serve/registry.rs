@@ -17,7 +17,6 @@ use tokio::{
 
 use super::{
     api::{ConfigurationView, SessionView},
-    auth,
     limits::{Limit, Reached},
     refusal::Refusal,
 };
@@ -25,9 +24,10 @@ use crate::{
     attachment::{Adoption, Attachment, EjectError, Ejected, Outcome, Phase, Settings, Status},
     audit::Audit,
     claim::{Claim, ClaimError},
-    config::{Config, Configuration},
+    config::{Config, Configuration, Right},
     link::{Link, Peer},
     record, report,
+    secret::random_hex,
 };
 
 /// How often a change of nothing but counters is told.
@@ -75,34 +75,34 @@ impl Registry {
         }
     }
 
-    /// In the configuration file's order.
-    pub(super) fn slots(&self) -> &[Arc<Slot>] {
-        &self.slots
+    /// Those that this user may see, in the configuration file's order.
+    pub(super) fn visible(&self, user: &str) -> impl Iterator<Item = &Arc<Slot>> {
+        (self.slots.iter()).filter(move |slot| slot.permits(user, Right::Look))
     }
 
-    /// The slot of that name.
-    pub(super) fn find(&self, name: &str) -> Option<&Arc<Slot>> {
-        self.slots
-            .iter()
+    /// The slot of that name, if this user may see it.
+    pub(super) fn find(&self, user: &str, name: &str) -> Option<&Arc<Slot>> {
+        self.visible(user)
             .find(|slot| slot.configuration().name == name)
     }
 
-    /// The slot that is taken where none is named.
-    pub(super) fn default(&self) -> Option<&Arc<Slot>> {
-        self.slots.iter().find(|slot| slot.configuration().default)
+    /// The slot that is taken where none is named, likewise.
+    pub(super) fn default(&self, user: &str) -> Option<&Arc<Slot>> {
+        self.visible(user).find(|slot| slot.configuration().default)
     }
 
     /// A sentence for who asked for a configuration that there is not.
-    pub(super) fn no_such(&self, name: &str) -> String {
-        let names: Vec<_> = self
-            .slots
-            .iter()
+    pub(super) fn no_such(&self, user: &str, name: &str) -> String {
+        let names: Vec<_> = (self.visible(user))
             .map(|slot| format!("{:?}", slot.configuration().name))
             .collect();
-        format!(
-            "there is no configuration {name:?}; there is {}",
-            names.join(", ")
-        )
+        match &names[..] {
+            [] => format!("there is no configuration {name:?}, nor any that {user} may see"),
+            names => format!(
+                "there is no configuration {name:?}; there is {}",
+                names.join(", ")
+            ),
+        }
     }
 
     /// Grows after any slot's [`Slot::changes`] has changed.
@@ -238,6 +238,11 @@ impl Slot {
         &self.config.configurations[self.index]
     }
 
+    /// Whether this user may.
+    pub(super) fn permits(&self, user: &str, right: Right) -> bool {
+        self.configuration().allow.permits(user, right)
+    }
+
     /// Configuration and session, now.
     pub(super) fn view(&self) -> ConfigurationView {
         let configuration = self.configuration();
@@ -246,6 +251,7 @@ impl Slot {
             default: configuration.default,
             device: configuration.device.to_string(),
             metadata: configuration.metadata.clone(),
+            may: Vec::new(),
             session: self
                 .attachment()
                 .and_then(|attachment| SessionView::of(&attachment.status().borrow())),
@@ -304,6 +310,16 @@ impl Slot {
         Some(occupant)
     }
 
+    fn require(&self, right: Right, peer: &Peer) -> Result<(), Refusal> {
+        match self.permits(&peer.user, right) {
+            true => Ok(()),
+            false => {
+                let configuration = self.configuration();
+                Err(Refusal::not_permitted(&peer.user, right, configuration))
+            }
+        }
+    }
+
     /// The rules of the contract's "Links".
     fn join(&self, occupant: &Occupant, takeover: bool, link: Link) -> Result<(), Refusal> {
         let status = occupant.status();
@@ -312,6 +328,9 @@ impl Slot {
         match status.phase {
             Phase::Draining | Phase::Ended => return Err(Refusal::draining(&status)),
             _ if !same_user => return Err(Refusal::in_use(&status, same_user)),
+            _ => self.require(Right::Resume, &link.peer)?,
+        }
+        match status.phase {
             _ if same_session => occupant.attachment.link(link),
             // Another link may be on its way to resume it: that one is not to fail because of this one.
             Phase::Held { .. } => occupant.attachment.challenge(link),
@@ -376,10 +395,11 @@ impl Slot {
         link: Link,
         place: OwnedSemaphorePermit,
     ) -> Result<(), Refusal> {
+        self.require(Right::Attach, &link.peer)?;
         let claim = Claim::acquire(self.configuration(), &self.runtime_dir).await?;
         let id = match &link.peer.session {
             Some(id) => id.clone(),
-            None => auth::random_hex::<16>().map_err(|error| Refusal::failed(&error))?,
+            None => random_hex::<16>().map_err(|error| Refusal::failed(&error))?,
         };
         let attachment = Attachment::start(self.settings(), claim, id);
         let first = link.peer.clone();

@@ -15,9 +15,9 @@ use super::{
     links, path,
 };
 
-/// To whom we don't know.
-const UNKNOWN: &str = "not allowed: open the address that the server printed when it started, or send its token as \
-                       Authorization: Bearer";
+const NOT_JSON: &str =
+    "send Content-Type: application/json: other sites' forms can't, which is how they are known";
+const CROSS_SITE: &str = "another site's page may not ask this";
 
 /// Answers one request.
 pub(super) async fn answer(
@@ -58,6 +58,9 @@ async fn dispatch(
     request: Request<Incoming>,
 ) -> Response<Body> {
     if links::is_upgrade(request.headers()) {
+        if is_cross_site(request.headers()) {
+            return http::error(StatusCode::FORBIDDEN, CROSS_SITE);
+        }
         return links::upgrade(server, client, request);
     }
     if let Some(reached) = client.too_late {
@@ -75,20 +78,26 @@ async fn dispatch(
     let path: Vec<&str> = segments.iter().map(String::as_str).collect();
     match path[..] {
         ["healthz"] => only_get(&method, || http::text(StatusCode::OK, "ok\n")),
+        ["api", ..] | ["metrics"] if is_cross_site(&request.headers) => {
+            http::error(StatusCode::FORBIDDEN, CROSS_SITE)
+        }
         ["api", "v1", "login" | "logout"] if method != Method::POST => http::wrong_method("POST"),
+        ["api", ..] if method == Method::POST && !is_json(&request.headers) => {
+            http::error(StatusCode::UNSUPPORTED_MEDIA_TYPE, NOT_JSON)
+        }
         ["api", "v1", "login"] => api::log_in(server, client, &request.headers, body).await,
         ["api", "v1", "logout"] => api::log_out(server, client, &request.headers).await,
         ["api", "v1", ..] | ["metrics"] => {
             let Some(identity) = server.auth.identify(client, &request.headers) else {
-                return http::unauthorized(UNKNOWN);
+                return api::unknown(server);
             };
             let mut response = match path[..] {
                 ["metrics"] => only_get(&method, || {
-                    server.metrics.render(&server.registry, &server.audit)
+                    (server.metrics).render(&server.registry, &identity.user, &server.audit)
                 }),
                 _ => {
-                    let who = client.who(Some(&identity.user));
-                    api::answer(server, who, &method, &path[2..], body).await
+                    let who = server.who(client, &request.headers, Some(&identity));
+                    api::answer(server, &identity, who, &method, &path[2..], body).await
                 }
             };
             if let Some(cookie) = (server.auth.renew(client, &request.headers, &identity)).await {
@@ -101,6 +110,20 @@ async fn dispatch(
             None => http::error(StatusCode::NOT_FOUND, "there is nothing at this path"),
         },
     }
+}
+
+/// Whether a browser says that a page of another site asks, which the check of the Origin doesn't see where a browser
+/// sends none. A page whose Origin was checked may.
+fn is_cross_site(headers: &HeaderMap) -> bool {
+    let site = headers.get("sec-fetch-site").map(HeaderValue::as_bytes);
+    !headers.contains_key(header::ORIGIN) && matches!(site, Some(b"cross-site" | b"same-site"))
+}
+
+/// Forms can send three types only, and this is none of them.
+fn is_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE);
+    let essence = value.and_then(|value| value.to_str().ok()?.split(';').next());
+    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
 }
 
 fn only_get(method: &Method, answer: impl FnOnce() -> Response<Body>) -> Response<Body> {

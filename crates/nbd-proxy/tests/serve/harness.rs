@@ -34,6 +34,7 @@ pub(crate) struct Server {
     pub(crate) folder: TempDir,
     pub(crate) process: Process,
     pub(crate) address: SocketAddr,
+    /// Empty where there is none.
     pub(crate) token: String,
 }
 
@@ -97,8 +98,9 @@ impl Server {
         let line = process.first_line();
         let (address, token) = line
             .strip_prefix(&format!("{scheme}://"))
-            .and_then(|rest| rest.split_once("/#token="))
+            .and_then(|rest| rest.split_once('/'))
             .expect(&line);
+        let token = token.strip_prefix("#token=").unwrap_or_default();
         Self {
             address: address.parse().unwrap(),
             token: token.to_owned(),
@@ -124,8 +126,7 @@ impl Server {
     pub(crate) fn log_in(&self) -> String {
         let body = serde_json::json!({ "token": self.token }).to_string();
         let response = self.request("POST", "/api/v1/login", &[], &body);
-        let cookie = response.header("set-cookie").expect("a cookie");
-        format!("Cookie: {}", cookie.split(';').next().unwrap())
+        cookie(&response)
     }
 
     /// The address to open.
@@ -158,12 +159,25 @@ impl Server {
 
     /// Runs one to its end.
     pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
-        let output = self.command(arguments).output().unwrap();
-        Ran {
-            status: output.status,
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
+        Ran::of(self.command(arguments).output().unwrap())
+    }
+
+    /// Runs `nbd-proxy passwd` on its files.
+    pub(crate) fn passwd(&self, arguments: &[&str], stdin: &str) -> String {
+        passwd(self.folder.path(), arguments, stdin).stdout
+    }
+
+    /// Signs in with the right password, and returns the cookie as a browser sends it back.
+    pub(crate) fn sign_in(&self, user: &str) -> String {
+        let response = self.try_password(user, &password(user), &[]);
+        assert_eq!(response.status, 204, "{response:?}");
+        cookie(&response)
+    }
+
+    /// Signs in with any.
+    pub(crate) fn try_password(&self, user: &str, password: &str, headers: &[&str]) -> Response {
+        let body = serde_json::json!({"user": user, "password": password}).to_string();
+        self.request("POST", "/api/v1/login", headers, &body)
     }
 
     /// A request with the token.
@@ -206,6 +220,9 @@ impl Server {
         {
             text.push_str("Connection: close\r\n");
         }
+        if method == "POST" && !headers.iter().any(|one| one.starts_with("Content-Type:")) {
+            text.push_str("Content-Type: application/json\r\n");
+        }
         for header in headers {
             text.push_str(header);
             text.push_str("\r\n");
@@ -243,6 +260,73 @@ impl Server {
     }
 }
 
+/// With `"0"`, which `allow` says who may use, and users and tokens in files; `eva` and `max` have passwords.
+pub(crate) struct People {
+    folder: TempDir,
+}
+
+impl People {
+    /// A folder with all of that; `serve` are further members of that section.
+    pub(crate) fn new(allow: &str, serve: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = format!(
+            r#"{{"configurations": {{
+                "0": {{"device": "unix:FOLDER/0.sock", "default": true, "state-hook": "FOLDER/hook", "hold": 60,
+                    "allow": {allow}}},
+                "lab 2": {{"device": "unix:FOLDER/lab.sock"}}
+            }}, "serve": {{"users": "FOLDER/users.json", "tokens": "FOLDER/tokens.json"{serve}}}}}"#
+        );
+        let path = folder.path().display().to_string();
+        std::fs::write(
+            folder.path().join("config.json"),
+            config.replace("FOLDER", &path),
+        )
+        .unwrap();
+        let people = Self { folder };
+        people.passwd(&["add", "eva", "--stdin"], &password("eva"));
+        people.passwd(&["add", "max", "--stdin"], &password("max"));
+        people
+    }
+
+    /// Runs `nbd-proxy passwd`; what it printed.
+    pub(crate) fn passwd(&self, arguments: &[&str], stdin: &str) -> String {
+        passwd(self.folder.path(), arguments, stdin).stdout
+    }
+
+    pub(crate) fn serve(self) -> Server {
+        Server::again(self.folder)
+    }
+}
+
+/// Of `eva` and `max`.
+pub(crate) fn password(user: &str) -> String {
+    format!("correct horse of {user}")
+}
+
+/// Runs `nbd-proxy passwd` on the files that the configuration in `folder` names; it must succeed.
+pub(crate) fn passwd(folder: &Path, arguments: &[&str], stdin: &str) -> Ran {
+    let ran = try_passwd(folder, arguments, stdin);
+    assert!(ran.status.success(), "{ran:?}");
+    ran
+}
+
+/// The same, and may fail.
+pub(crate) fn try_passwd(folder: &Path, arguments: &[&str], stdin: &str) -> Ran {
+    let mut child = program(folder)
+        .arg("passwd")
+        .args(arguments)
+        .arg("--config")
+        .arg(folder.join("config.json"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may not care for its input.
+    let _ = writeln!(child.stdin.take().unwrap(), "{stdin}");
+    Ran::of(child.wait_with_output().unwrap())
+}
+
 pub(crate) fn program(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_nbd-proxy"));
     command
@@ -259,6 +343,22 @@ pub(crate) struct Ran {
     pub(crate) status: ExitStatus,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+}
+
+impl Ran {
+    fn of(output: std::process::Output) -> Self {
+        Self {
+            status: output.status,
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+/// The cookie that a response sets, as a browser sends it back.
+pub(crate) fn cookie(response: &Response) -> String {
+    let header = response.header("set-cookie").expect("a cookie");
+    format!("Cookie: {}", header.split(';').next().unwrap())
 }
 
 /// A process of ours, which ends with the test.
@@ -346,7 +446,7 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    fn read(mut stream: TcpStream) -> Self {
+    pub(crate) fn read(mut stream: TcpStream) -> Self {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).unwrap();
         Self::parse(bytes)

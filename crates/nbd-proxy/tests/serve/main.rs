@@ -16,6 +16,7 @@ mod limits;
 mod links;
 mod logins;
 mod page;
+mod passwd;
 mod restart;
 mod sessions;
 mod share;

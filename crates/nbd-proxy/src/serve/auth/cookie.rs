@@ -2,7 +2,8 @@
 
 use hyper::{HeaderMap, header::HeaderValue};
 
-use super::{headers::cookies, secret::Secret};
+use super::headers::cookies;
+use crate::secret::Secret;
 
 /// Names the cookie. Cookies don't know ports, so the name carries ours: two servers on one host don't take each
 /// other's.
@@ -29,21 +30,23 @@ impl Cookie {
     }
 
     /// Until the browser ends: we say when a login does.
-    pub(super) fn set(self, value: &Secret, secure: bool) -> Option<HeaderValue> {
+    pub(super) fn set(self, value: &Secret, secure: bool) -> HeaderValue {
         self.header(value.reveal(), "", secure)
     }
 
-    pub(super) fn remove(self, secure: bool) -> Option<HeaderValue> {
+    pub(super) fn remove(self, secure: bool) -> HeaderValue {
         self.header("", "; Max-Age=0", secure)
     }
 
-    fn header(self, value: &str, age: &str, secure: bool) -> Option<HeaderValue> {
+    fn header(self, value: &str, age: &str, secure: bool) -> HeaderValue {
         let name = self.name(secure);
         let tls = if secure { "; Secure" } else { "" };
         let text = format!("{name}={value}; Path=/; HttpOnly; SameSite=Strict{tls}{age}");
-        let mut header = HeaderValue::try_from(text).ok()?;
+        // Our own characters, all of which a header may hold.
+        let mut header =
+            HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
         header.set_sensitive(true);
-        Some(header)
+        header
     }
 }
 
@@ -59,15 +62,15 @@ mod tests {
         let secret = Secret::generate().unwrap();
         let value = secret.reveal();
         assert_eq!(
-            cookie.set(&secret, false).unwrap(),
+            cookie.set(&secret, false),
             format!("nbd-proxy-8000={value}; Path=/; HttpOnly; SameSite=Strict")
         );
         assert_eq!(
-            cookie.set(&secret, true).unwrap(),
+            cookie.set(&secret, true),
             format!("__Host-nbd-proxy-8000={value}; Path=/; HttpOnly; SameSite=Strict; Secure")
         );
         assert_eq!(
-            cookie.remove(true).unwrap(),
+            cookie.remove(true),
             "__Host-nbd-proxy-8000=; Path=/; HttpOnly; SameSite=Strict; Secure; Max-Age=0"
         );
     }

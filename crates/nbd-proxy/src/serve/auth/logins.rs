@@ -10,16 +10,18 @@ use std::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
-use super::secret::{Digest, Secret};
-use crate::{private_file, report};
-pub(super) use table::Found;
+use crate::{
+    accounts::now,
+    private_file, report,
+    secret::{Digest, Secret, random_hex},
+};
+pub(super) use table::{Found, Means};
 use table::{Login, Table};
 
 /// Of the file's form.
@@ -75,11 +77,14 @@ impl Logins {
     }
 
     /// A new login of `user`; its cookie's value.
-    pub(super) async fn create(&self, user: &str) -> Result<Secret, getrandom::Error> {
+    pub(super) async fn create(
+        &self,
+        user: &str,
+        means: Means,
+    ) -> Result<Secret, getrandom::Error> {
         let secret = Secret::generate()?;
-        let id = super::random_hex::<8>()?;
-        self.table()
-            .insert(Login::new(id, user, secret.digest(), now()), now());
+        let login = Login::new(random_hex::<8>()?, user, means, secret.digest(), now());
+        self.table().insert(login, now());
         self.save().await;
         Ok(secret)
     }
@@ -110,9 +115,10 @@ impl Logins {
         }
     }
 
-    /// Ends it.
-    pub(super) async fn revoke(&self, id: &str) {
-        if self.table().remove(id) {
+    /// Ends it, for whatever it has opened too.
+    pub(super) async fn revoke(&self, found: &Found) {
+        found.revoke();
+        if self.table().remove(&found.id) {
             self.save().await;
         }
     }
@@ -187,11 +193,4 @@ impl LoginsFile {
             Vec::new()
         })
     }
-}
-
-/// Seconds since 1970: logins outlive the machine's other clocks.
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }

@@ -1,36 +1,64 @@
 //! Who it is, in one place: which addresses we answer to, and whom.
 
+mod attempts;
 mod cookie;
+mod hasher;
 mod headers;
 mod host;
+mod login;
 mod logins;
-mod secret;
+mod proxies;
+mod watched;
 
-use std::path::PathBuf;
-
-use hyper::{
-    HeaderMap, Uri,
-    header::{self, HeaderName, HeaderValue},
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
 };
 
+use anyhow::Context as _;
+use hyper::{HeaderMap, Uri, header};
+use tokio::sync::watch;
+
 use super::{Client, Peer};
-use crate::config::ServeConfig;
+use crate::{
+    accounts::{self, Tokens, Users},
+    config::{LOCAL, ServeConfig, check_name},
+    secret::{Digest, Secret},
+};
+use attempts::Attempts;
 use cookie::Cookie;
+use hasher::Hasher;
 use headers::{bearer, single, sole_subprotocol};
 use host::Names;
 pub(super) use host::{Host, WrongAddress};
-use logins::{Found, Logins};
-pub(crate) use secret::{Secret, random_hex};
-
-/// Who holds the address that we printed, or sits at the machine.
-const LOCAL: &str = "local";
+pub(super) use login::{Credentials, LoginError};
+use logins::{Found, Logins, Means};
+use proxies::Proxies;
+use watched::Watched;
 
 /// Who somebody has shown to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Identity {
     /// The user's name: `local` for the holder of the address that we printed.
     pub(crate) user: String,
     proof: Proof,
+}
+
+/// How they have shown it.
+#[derive(Debug, Clone)]
+enum Proof {
+    /// They sit at the machine.
+    Control,
+    /// By the secret in the address that we printed.
+    Address,
+    /// By a token for programs.
+    Token(Digest),
+    /// By a cookie.
+    Login(Found),
+    /// By the certificate of their end of TLS.
+    Certificate,
+    /// A proxy in front of us has asked them.
+    Proxy,
 }
 
 impl Identity {
@@ -40,29 +68,45 @@ impl Identity {
             proof,
         }
     }
-}
 
-/// How they have shown it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Proof {
-    /// They sit at the machine.
-    Control,
-    /// By the secret in the address that we printed.
-    Address,
-    /// By a cookie.
-    Login(Found),
-    /// By a certificate.
-    Certificate,
+    /// Somebody for whom another speaks. Nobody but we ourselves says who `local` is.
+    fn foreign(user: &str, proof: Proof) -> Option<Self> {
+        (user != LOCAL && check_name(user).is_ok()).then(|| Self {
+            user: user.to_owned(),
+            proof,
+        })
+    }
+
+    /// Whether there is a login to end.
+    pub(super) fn is_login(&self) -> bool {
+        matches!(self.proof, Proof::Login(_))
+    }
 }
 
 /// Decides who somebody is.
 #[derive(Debug)]
 pub(super) struct Auth {
-    token: Secret,
+    /// In the address that is printed, unless there is another way for people.
+    token: Option<Secret>,
     names: Names,
     cookie: Cookie,
     logins: Logins,
+    users: Option<Passwords>,
+    tokens: Option<Watched<Tokens>>,
+    proxies: Proxies,
     tls_terminated: bool,
+    /// Whether somebody else may say who people are.
+    names_anybody: bool,
+    attempts: Attempts,
+    /// Grows when somebody logs out.
+    revocations: watch::Sender<u64>,
+}
+
+/// Users, and who checks their passwords.
+#[derive(Debug)]
+struct Passwords {
+    users: Watched<Users>,
+    hasher: Hasher,
 }
 
 impl Auth {
@@ -72,19 +116,57 @@ impl Auth {
         port: u16,
         config: &ServeConfig,
         state_dir: anyhow::Result<PathBuf>,
-    ) -> Result<Self, getrandom::Error> {
+    ) -> anyhow::Result<Self> {
+        let secret = || Secret::generate().context("no random numbers");
+        let access = &config.access;
+        let passwords = |path: &PathBuf| -> anyhow::Result<Passwords> {
+            Ok(Passwords {
+                users: Watched::open(path)?,
+                hasher: Hasher::start().context("no thread for passwords")?,
+            })
+        };
+        let tokens = access.tokens.as_deref().map(Watched::open);
         Ok(Self {
-            token: Secret::generate()?,
+            token: (!config.knows_people()).then(secret).transpose()?,
             names: Names::new(&config.hosts, &config.origins),
             cookie: Cookie::new(port),
             logins: Logins::open(state_dir),
+            users: access.users.as_ref().map(passwords).transpose()?,
+            tokens: tokens.transpose()?,
+            proxies: Proxies::new(access.proxies.clone())?,
             tls_terminated: config.tls_terminated,
+            names_anybody: config
+                .tls
+                .as_ref()
+                .is_some_and(|tls| tls.client_ca.is_some())
+                || access.proxies.user_header.is_some(),
+            attempts: Attempts::default(),
+            revocations: watch::Sender::default(),
         })
     }
 
-    /// The secret in the address that is printed.
-    pub(super) fn token(&self) -> &Secret {
-        &self.token
+    /// The secret in the address that is printed, if there is one.
+    pub(super) fn token(&self) -> Option<&Secret> {
+        self.token.as_ref()
+    }
+
+    /// Whether users sign in with passwords.
+    pub(super) fn takes_passwords(&self) -> bool {
+        self.users.is_some()
+    }
+
+    /// Whether a token opens anything.
+    pub(super) fn takes_tokens(&self) -> bool {
+        self.token.is_some() || self.tokens.is_some()
+    }
+
+    /// Whether somebody of this name could come, as far as we can say: certificates and proxies may name anybody.
+    pub(super) fn may_know(&self, user: &str) -> bool {
+        let is_user = (self.users.as_ref())
+            .is_some_and(|passwords| passwords.users.current().get(user).is_some());
+        let has_token = (self.tokens.as_ref())
+            .is_some_and(|tokens| tokens.current().iter().any(|(_, token)| token.user == user));
+        is_user || has_token || user == LOCAL || self.names_anybody
     }
 
     /// Checks that the request came to a name of ours and, if a page sent it, from a page of that name. Returns the
@@ -97,226 +179,150 @@ impl Auth {
         self.names.check(uri, headers)
     }
 
-    /// Who sent this request: by the cookie, or as a program by `Authorization: Bearer` or, on a WebSocket, by a sole
-    /// subprotocol; and without any of them by the certificate of the connection, which is always there.
+    /// Who sent this request: a program by `Authorization: Bearer` or, on a WebSocket, by a sole subprotocol; a browser
+    /// by its cookie; anybody by a certificate, or by the word of a proxy that we trust.
     pub(super) fn identify(&self, client: &Client, headers: &HeaderMap) -> Option<Identity> {
-        if let Peer::Control = client.peer {
+        let Peer::Network(peer) = client.peer else {
             return Some(Identity::local(Proof::Control));
-        }
+        };
         let token = single(headers, &header::AUTHORIZATION)
             .and_then(bearer)
             .or_else(|| sole_subprotocol(headers));
-        if token.is_some_and(|token| self.is_token(token)) {
+        let certificate = client.certificate.as_deref();
+        token
+            .and_then(|token| self.holder(token))
+            .or_else(|| self.guest(client, headers))
+            .or_else(|| Identity::foreign(certificate?, Proof::Certificate))
+            .or_else(|| {
+                let user = self.proxies.user(peer.ip(), headers)?;
+                Identity::foreign(user, Proof::Proxy)
+            })
+    }
+
+    /// Who holds this token.
+    fn holder(&self, token: &str) -> Option<Identity> {
+        let digest = Digest::of(token);
+        if self
+            .token
+            .as_ref()
+            .is_some_and(|ours| ours.digest() == digest)
+        {
             return Some(Identity::local(Proof::Address));
         }
+        let tokens = self.tokens.as_ref()?.current();
+        let (_, token) = tokens.find(digest)?;
+        (!token.is_expired(accounts::now())).then(|| Identity {
+            user: token.user.clone(),
+            proof: Proof::Token(digest),
+        })
+    }
+
+    /// Who has signed in, and got this request's cookie.
+    fn guest(&self, client: &Client, headers: &HeaderMap) -> Option<Identity> {
         let cookies = self.cookie.values(headers, self.is_secure(client, headers));
-        let login = cookies
-            .into_iter()
-            .find_map(|value| self.logins.find(value));
-        let login = login.map(|found| Identity {
+        let found = cookies.into_iter().find_map(|one| self.logins.find(one))?;
+        let identity = Identity {
             user: found.user.clone(),
             proof: Proof::Login(found),
-        });
-        login.or_else(|| by_certificate(client.certificate.as_deref()?))
+        };
+        let expired = match &identity.proof {
+            Proof::Login(Found {
+                means: Means::Token { sha256 },
+                ..
+            }) => self.is_expired(*sha256),
+            _ => false,
+        };
+        (!expired && !self.is_revoked(&identity)).then_some(identity)
     }
 
-    /// Trades the token for the header that sets a new cookie, or None.
-    pub(super) async fn log_in(
-        &self,
-        client: &Client,
-        headers: &HeaderMap,
-        token: &str,
-    ) -> Option<HeaderValue> {
-        if !self.is_token(token) {
-            return None;
-        }
-        let secret = self.logins.create(LOCAL).await.ok()?;
-        self.cookie.set(&secret, self.is_secure(client, headers))
+    fn is_expired(&self, token: Digest) -> bool {
+        let tokens = self.tokens.as_ref().map(Watched::current);
+        tokens.is_some_and(|tokens| {
+            (tokens.find(token)).is_some_and(|(_, token)| token.is_expired(accounts::now()))
+        })
     }
 
-    /// Ends the login that this request came by, if any. Returns the header that takes its cookie away.
-    pub(super) async fn log_out(
-        &self,
-        client: &Client,
-        headers: &HeaderMap,
-    ) -> Option<HeaderValue> {
-        let secure = self.is_secure(client, headers);
-        for value in self.cookie.values(headers, secure) {
-            if let Some(found) = self.logins.find(value) {
-                self.logins.revoke(&found.id).await;
+    /// Whether what somebody has shown is taken back. That a login or a token comes to its own end is not meant: what
+    /// it has opened may go on.
+    fn is_revoked(&self, identity: &Identity) -> bool {
+        let is_token = |digest| {
+            let tokens = self.tokens.as_ref().map(Watched::current);
+            tokens.is_some_and(|tokens| {
+                (tokens.find(digest)).is_some_and(|(_, token)| token.user == identity.user)
+            })
+        };
+        let stands = match &identity.proof {
+            Proof::Control | Proof::Address | Proof::Certificate | Proof::Proxy => true,
+            Proof::Token(digest) => is_token(*digest),
+            Proof::Login(found) if found.is_revoked() => false,
+            Proof::Login(found) => match &found.means {
+                Means::Address => self.token.is_some(),
+                Means::Token { sha256 } => is_token(*sha256),
+                Means::Password { print } => self.users.as_ref().is_some_and(|passwords| {
+                    let users = passwords.users.current();
+                    (users.get(&identity.user)).is_some_and(|user| user.print() == *print)
+                }),
+            },
+        };
+        !stands
+    }
+
+    /// Waits until what somebody has shown is taken back: until they log out, or the administrator says so.
+    pub(super) async fn revoked(&self, identity: &Identity) {
+        let mut revocations = self.revocations.subscribe();
+        let mut users = (self.users.as_ref()).map(|passwords| passwords.users.changes());
+        let mut tokens = self.tokens.as_ref().map(Watched::changes);
+        while !self.is_revoked(identity) {
+            tokio::select! {
+                _ = revocations.changed() => {}
+                () = changed(&mut users) => {}
+                () = changed(&mut tokens) => {}
             }
         }
-        self.cookie.remove(secure)
     }
 
-    /// A login was used: it lives on. Returns the header that gives its cookie a new value when that is due.
-    pub(super) async fn renew(
-        &self,
-        client: &Client,
-        headers: &HeaderMap,
-        identity: &Identity,
-    ) -> Option<HeaderValue> {
-        let Proof::Login(found) = &identity.proof else {
-            return None;
-        };
-        let secret = self.logins.renew(found).await?;
-        self.cookie.set(&secret, self.is_secure(client, headers))
-    }
-
-    /// A login is in use by something that lasts, such as a link.
-    pub(super) async fn touch(&self, identity: &Identity) {
-        if let Proof::Login(found) = &identity.proof {
-            self.logins.touch(&found.id).await;
+    /// Where a request comes from, for people.
+    pub(super) fn origin(&self, client: &Client, headers: &HeaderMap) -> String {
+        match client.peer {
+            Peer::Network(peer) if self.proxies.trusts(peer.ip()) => {
+                self.proxies.client(peer.ip(), headers).to_string()
+            }
+            _ => client.peer.to_string(),
         }
     }
 
-    fn is_token(&self, candidate: &str) -> bool {
-        secret::Digest::of(candidate) == self.token.digest()
+    /// The same, for counting.
+    fn address(&self, client: &Client, headers: &HeaderMap) -> IpAddr {
+        match client.peer {
+            Peer::Network(peer) => self.proxies.client(peer.ip(), headers),
+            Peer::Control => Ipv4Addr::UNSPECIFIED.into(),
+        }
     }
 
-    /// Whether the browser speaks TLS, with us or with a proxy in front of us that says so.
+    /// Whether the browser speaks TLS, with us or with a proxy in front of us that says so. What anybody else says of
+    /// it concerns their own cookie alone.
     fn is_secure(&self, client: &Client, headers: &HeaderMap) -> bool {
-        client.tls
-            || self.tls_terminated
-                && single(headers, &HeaderName::from_static("x-forwarded-proto"))
-                    .is_none_or(|scheme| scheme.eq_ignore_ascii_case("https"))
+        let told = match client.peer {
+            Peer::Network(peer) if self.proxies.exist() => {
+                Some(self.proxies.scheme(peer.ip(), headers).unwrap_or("http"))
+            }
+            _ => single(headers, &proxies::FORWARDED_PROTO),
+        };
+        let is_https = |scheme: &str| scheme.eq_ignore_ascii_case("https");
+        client.tls || self.tls_terminated && told.is_none_or(is_https)
     }
 }
 
-/// No authority of certificates can make somebody the one who sits at the machine.
-fn by_certificate(name: &str) -> Option<Identity> {
-    (name != LOCAL).then(|| Identity {
-        user: name.to_owned(),
-        proof: Proof::Certificate,
-    })
+/// Waits for a change of what there may not be.
+async fn changed<T>(file: &mut Option<watch::Receiver<T>>) {
+    if let Some(receiver) = file {
+        if receiver.changed().await.is_ok() {
+            return;
+        }
+        *file = None;
+    }
+    std::future::pending::<()>().await;
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn client(tls: bool) -> Client {
-        let places = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
-        let peer = Peer::Network("192.0.2.1:1000".parse().unwrap());
-        Client {
-            tls,
-            ..Client::new(peer, places.acquire_owned().await.unwrap())
-        }
-    }
-
-    fn auth(config: &ServeConfig) -> Auth {
-        Auth::new(8000, config, Err(anyhow::anyhow!("a test"))).unwrap()
-    }
-
-    fn headers(pairs: &[(HeaderName, &str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap()))
-            .collect()
-    }
-
-    fn user(auth: &Auth, client: &Client, name: HeaderName, value: &str) -> Option<String> {
-        auth.identify(client, &headers(&[(name, value)]))
-            .map(|identity| identity.user)
-    }
-
-    /// The pair that a browser sends back.
-    fn pair(set_cookie: &HeaderValue) -> String {
-        let text = set_cookie.to_str().unwrap();
-        text.split(';').next().unwrap().to_owned()
-    }
-
-    #[tokio::test]
-    async fn the_token_and_the_cookie_it_was_traded_for_tell_who_it_is() {
-        let auth = auth(&ServeConfig::default());
-        let client = client(false).await;
-        let token = auth.token().reveal();
-        let login = auth.log_in(&client, &HeaderMap::new(), token).await;
-        let cookie = pair(&login.unwrap());
-        for (name, value) in [
-            (header::COOKIE, format!("theme=dark; {cookie}")),
-            (header::AUTHORIZATION, format!("Bearer {token}")),
-            (header::AUTHORIZATION, format!("bearer {token}")),
-            (header::SEC_WEBSOCKET_PROTOCOL, token.to_owned()),
-        ] {
-            let found = user(&auth, &client, name, &value);
-            assert_eq!(found.as_deref(), Some(LOCAL), "{value}");
-        }
-    }
-
-    #[tokio::test]
-    async fn anything_else_tells_nothing() {
-        let auth = auth(&ServeConfig::default());
-        let client = client(false).await;
-        let token = auth.token().reveal();
-        let short = &token[1..];
-        let login = auth.log_in(&client, &HeaderMap::new(), token).await;
-        let cookie = pair(&login.unwrap());
-        for (name, value) in [
-            (header::COOKIE, format!("nbd-proxy-8000={token}")),
-            (header::COOKIE, cookie.replace("8000", "8001")),
-            (header::AUTHORIZATION, format!("Basic {token}")),
-            (header::AUTHORIZATION, token.to_owned()),
-            (header::AUTHORIZATION, format!("Bearer {short}")),
-            (header::SEC_WEBSOCKET_PROTOCOL, format!("{token}, other")),
-            (header::SEC_WEBSOCKET_PROTOCOL, short.to_owned()),
-        ] {
-            assert_eq!(user(&auth, &client, name, &value), None, "{value}");
-        }
-        assert_eq!(auth.identify(&client, &HeaderMap::new()), None);
-        for wrong in ["", short] {
-            let login = auth.log_in(&client, &HeaderMap::new(), wrong).await;
-            assert!(login.is_none());
-        }
-    }
-
-    #[tokio::test]
-    async fn a_certificate_tells_who_it_is_where_nothing_else_does() {
-        let auth = auth(&ServeConfig::default());
-        let shows = async |name: &str| Client {
-            certificate: Some(name.to_owned()),
-            ..client(true).await
-        };
-        let alice = shows("alice").await;
-        let identity = auth.identify(&alice, &HeaderMap::new()).unwrap();
-        assert_eq!(identity.user, "alice");
-        let token = format!("Bearer {}", auth.token().reveal());
-        let found = user(&auth, &alice, header::AUTHORIZATION, &token);
-        assert_eq!(found.as_deref(), Some(LOCAL));
-        let found = user(&auth, &alice, header::AUTHORIZATION, "Bearer wrong");
-        assert_eq!(found.as_deref(), Some("alice"));
-    }
-
-    #[tokio::test]
-    async fn a_certificate_for_the_name_local_does_not_make_its_holder_local() {
-        let auth = auth(&ServeConfig::default());
-        let client = Client {
-            certificate: Some(LOCAL.to_owned()),
-            ..client(true).await
-        };
-        assert_eq!(auth.identify(&client, &HeaderMap::new()), None);
-    }
-
-    #[tokio::test]
-    async fn a_proxy_that_speaks_tls_makes_the_cookie_a_secure_one() {
-        let behind = auth(&ServeConfig {
-            tls_terminated: true,
-            ..ServeConfig::default()
-        });
-        let alone = auth(&ServeConfig::default());
-        let proto = |value| headers(&[(HeaderName::from_static("x-forwarded-proto"), value)]);
-        for (auth, tls, headers, secure) in [
-            (&alone, false, HeaderMap::new(), false),
-            (&alone, false, proto("https"), false),
-            (&alone, true, HeaderMap::new(), true),
-            (&behind, false, HeaderMap::new(), true),
-            (&behind, false, proto("https"), true),
-            (&behind, false, proto("http"), false),
-        ] {
-            let client = client(tls).await;
-            let login = auth.log_in(&client, &headers, auth.token().reveal());
-            let cookie = login.await.unwrap();
-            assert_eq!(cookie.to_str().unwrap().contains("Secure"), secure);
-        }
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 //! else. Each test names the defence that it fails without.
 
 mod arena;
+mod auth;
 mod client;
 mod clients;
 mod frames;
@@ -10,4 +11,5 @@ mod links;
 mod page;
 mod places;
 mod replies;
+mod rights;
 mod texts;

@@ -1,8 +1,13 @@
 //! Logins and their cookies over time. All times are seconds since 1970.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use serde::{Deserialize, Serialize};
 
-use crate::serve::auth::secret::Digest;
+use crate::secret::Digest;
 
 /// A login that nobody uses ends after this.
 const IDLE: u64 = 12 * 3600;
@@ -24,10 +29,31 @@ const MOST: usize = 1024;
 pub(super) struct Login {
     id: String,
     user: String,
+    means: Means,
     created: u64,
     seen: u64,
     value: Value,
     old: Option<OldValue>,
+    #[serde(skip)]
+    revoked: Arc<AtomicBool>,
+}
+
+/// By what somebody signed in. The login ends with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "lowercase")]
+pub(in crate::serve::auth) enum Means {
+    /// The secret in an address that was printed, of this server or of one before it.
+    Address,
+    /// A password.
+    Password {
+        /// Of what was kept of it then.
+        print: Digest,
+    },
+    /// A token for programs.
+    Token {
+        /// Of the token.
+        sha256: Digest,
+    },
 }
 
 /// What the cookie is.
@@ -46,14 +72,16 @@ struct OldValue {
 }
 
 impl Login {
-    pub(super) fn new(id: String, user: &str, digest: Digest, now: u64) -> Self {
+    pub(super) fn new(id: String, user: &str, means: Means, digest: Digest, now: u64) -> Self {
         Self {
             id,
             user: user.to_owned(),
+            means,
             created: now,
             seen: now,
             value: Value { digest, since: now },
             old: None,
+            revoked: Arc::default(),
         }
     }
 
@@ -63,14 +91,28 @@ impl Login {
 }
 
 /// A login that a cookie belongs to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(in crate::serve::auth) struct Found {
     /// Names the login, and opens nothing.
     pub(in crate::serve::auth) id: String,
     /// Whose it is.
     pub(in crate::serve::auth) user: String,
+    /// By what they signed in.
+    pub(in crate::serve::auth) means: Means,
+    revoked: Arc<AtomicBool>,
     /// Whether the cookie has its newest value.
     newest: bool,
+}
+
+impl Found {
+    pub(super) fn revoke(&self) {
+        self.revoked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody has ended it, which its own end isn't: what it has opened may go on then.
+    pub(in crate::serve::auth) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Relaxed)
+    }
 }
 
 /// All logins.
@@ -128,6 +170,8 @@ impl Table {
                 return Some(Found {
                     id: login.id.clone(),
                     user: login.user.clone(),
+                    means: login.means.clone(),
+                    revoked: Arc::clone(&login.revoked),
                     newest,
                 });
             }
@@ -192,9 +236,13 @@ mod tests {
         Digest::of(text)
     }
 
+    fn login(id: &str, user: &str, value: &str, now: u64) -> Login {
+        Login::new(id.to_owned(), user, Means::Address, digest(value), now)
+    }
+
     fn table() -> Table {
         let mut table = Table::default();
-        table.insert(Login::new("a".into(), "eva", digest("first"), START), START);
+        table.insert(login("a", "eva", "first", START), START);
         table
     }
 
@@ -264,15 +312,15 @@ mod tests {
         let mut table = table();
         for number in 0..2 * PER_USER {
             let now = START + 1 + number as u64;
-            let value = digest(&format!("{number}"));
-            table.insert(Login::new(format!("m{number}"), "max", value, now), now);
+            let name = format!("m{number}");
+            table.insert(login(&name, "max", &name, now), now);
         }
         assert_eq!(table.all().len(), PER_USER + 1);
         assert!(user(&mut table, "first", START + 200).is_some());
         for number in 0..2 * MOST {
             let name = format!("u{number}");
             let now = START + 1000 + number as u64;
-            table.insert(Login::new(name.clone(), &name, digest(&name), now), now);
+            table.insert(login(&name, &name, &name, now), now);
         }
         assert_eq!(table.all().len(), MOST);
     }

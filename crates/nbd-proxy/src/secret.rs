@@ -14,17 +14,23 @@ pub(crate) struct Secret(String);
 
 impl Secret {
     /// A new one of 160 bits, from the kernel's random source.
-    pub(in crate::serve) fn generate() -> Result<Self, getrandom::Error> {
+    pub(crate) fn generate() -> Result<Self, getrandom::Error> {
         Ok(Self(random_hex::<20>()?))
     }
 
+    /// A new one of 256 bits for a program, which may keep it for years. It begins so that tools which look for
+    /// published secrets can know it.
+    pub(crate) fn for_program() -> Result<Self, getrandom::Error> {
+        Ok(Self(format!("nbdproxy_{}", random_hex::<32>()?)))
+    }
+
     /// For those who are to have it.
-    pub(in crate::serve) fn reveal(&self) -> &str {
+    pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 
     /// What we keep to know it again.
-    pub(super) fn digest(&self) -> Digest {
+    pub(crate) fn digest(&self) -> Digest {
         Digest::of(&self.0)
     }
 }
@@ -42,7 +48,7 @@ pub(crate) struct Digest([u8; 32]);
 
 impl Digest {
     /// Of what somebody presents as a secret.
-    pub(super) fn of(text: &str) -> Self {
+    pub(crate) fn of(text: &str) -> Self {
         let mut bytes = [0; 32];
         bytes.copy_from_slice(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
         Self(bytes)
