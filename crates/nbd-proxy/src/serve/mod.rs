@@ -207,7 +207,7 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
         audit: audit.clone(),
         metrics: Metrics::default(),
         limits,
-        seats: Arc::new(Seats::new(&limits)),
+        seats: Arc::new(Seats::new(&limits, config.serve.access.proxies.clone())),
         links: Arc::new(Semaphore::new(limits.links)),
         events: Arc::new(Semaphore::new(limits.events)),
         auth,

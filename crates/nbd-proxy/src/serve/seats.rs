@@ -10,13 +10,15 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::limits::{Limit, Reached};
-use crate::config::ServeLimits;
+use crate::config::{ServeLimits, TrustedProxies};
 
 /// All of them.
 #[derive(Debug)]
 pub(super) struct Seats {
     connections: usize,
     per_address: usize,
+    /// Behind which there may be anybody.
+    proxies: TrustedProxies,
     table: Mutex<Table>,
 }
 
@@ -40,10 +42,11 @@ struct Taken {
 }
 
 impl Seats {
-    pub(super) fn new(limits: &ServeLimits) -> Self {
+    pub(super) fn new(limits: &ServeLimits, proxies: TrustedProxies) -> Self {
         Self {
             connections: limits.connections,
             per_address: limits.connections_per_address,
+            proxies,
             table: Mutex::default(),
         }
     }
@@ -53,7 +56,7 @@ impl Seats {
         self: &Arc<Self>,
         from: IpAddr,
     ) -> Result<(Seat, oneshot::Receiver<()>), Reached> {
-        let address = counted(from);
+        let address = counted(from).filter(|_| !self.proxies.contains(from));
         let mut table = self.table();
         let of_address = address.map_or(0, |address| table.of(address));
         if of_address >= self.per_address && !table.turn_out(|taken| taken.address == address) {
@@ -192,15 +195,27 @@ mod tests {
     use super::*;
 
     fn seats(connections: usize, connections_per_address: usize) -> Arc<Seats> {
-        Arc::new(Seats::new(&ServeLimits {
+        let limits = ServeLimits {
             connections,
             connections_per_address,
             ..ServeLimits::default()
-        }))
+        };
+        let proxies = TrustedProxies {
+            addresses: vec!["10.0.0.0/8".parse().unwrap()],
+            user_header: None,
+        };
+        Arc::new(Seats::new(&limits, proxies))
     }
 
     fn address(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_trusted_proxy_takes_as_many_seats_as_there_are() {
+        let seats = seats(3, 1);
+        let taken: Vec<_> = (0..3).map(|_| seats.take(address("10.0.0.1"))).collect();
+        assert!(taken.iter().all(Result::is_ok));
     }
 
     #[test]

@@ -148,8 +148,9 @@ pub(super) async fn log_out(address: &Address) {
         return;
     };
     if address.cookie.is_some() {
-        let request =
-            Request::post(format!("{}/api/v1/logout", address.prefix)).header(name, value);
+        let request = Request::post(format!("{}/api/v1/logout", address.prefix))
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(name, value);
         let _ = timeout(FAREWELL, ask(address, request, Bytes::new())).await;
     }
 }
