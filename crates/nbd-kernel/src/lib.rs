@@ -5,12 +5,13 @@
 //! - [`fuse`]: a file system that is one file: mounting it, and its protocol without I/O.
 //! - [`block`]: what sysfs tells of a disk, and its queue's knobs.
 //! - [`users`]: who uses a device.
-//! - [`mounts`], [`module`]: mount tables, kernel modules.
+//! - [`mounts`], [`module`], [`descriptors`]: mount tables, kernel modules, what a new program inherits.
 //!
 //! Calls here block. Those that wait for whoever serves the device (attaching a loop device, opening one) say so;
 //! a server must make them on another thread than the one that answers.
 
 pub mod block;
+pub mod descriptors;
 mod error;
 pub mod fuse;
 pub mod loopdev;

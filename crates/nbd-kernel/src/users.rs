@@ -66,15 +66,15 @@ impl fmt::Display for User {
     }
 }
 
-/// Everybody who uses the disk or a partition of it, apart from this process.
-pub fn of_disk(disk: &Disk) -> Vec<User> {
-    Search::of_disk(disk).run(Path::new("/proc"), Path::new("/sys"))
+/// Everybody who uses the disk or a partition of it, apart from the processes `apart_from`: those that serve it.
+pub fn of_disk(disk: &Disk, apart_from: &[u32]) -> Vec<User> {
+    Search::of_disk(disk, apart_from).run(Path::new("/proc"), Path::new("/sys"))
 }
 
-/// Everybody who uses the file that is mounted at `path` (a FUSE file), apart from this process and the mount
-/// itself. `path` is absolute and without symbolic links.
-pub fn of_mounted_file(path: &Path) -> Vec<User> {
-    Search::of_mounted_file(path).run(Path::new("/proc"), Path::new("/sys"))
+/// Everybody who uses the file that is mounted at `path` (a FUSE file), apart from the processes `apart_from` and the
+/// mount itself. `path` is absolute and without symbolic links.
+pub fn of_mounted_file(path: &Path, apart_from: &[u32]) -> Vec<User> {
+    Search::of_mounted_file(path, apart_from).run(Path::new("/proc"), Path::new("/sys"))
 }
 
 /// What to look for.
@@ -86,10 +86,12 @@ struct Search {
     holders: Vec<String>,
     /// The mount that is ours.
     own_mount: Option<PathBuf>,
+    /// The processes that are ours.
+    own_processes: HashSet<u32>,
 }
 
 impl Search {
-    fn of_disk(disk: &Disk) -> Self {
+    fn of_disk(disk: &Disk, apart_from: &[u32]) -> Self {
         Search {
             paths: disk
                 .names()
@@ -99,10 +101,11 @@ impl Search {
             numbers: disk.device_numbers().into_iter().collect(),
             holders: disk.holders().into_iter().collect(),
             own_mount: None,
+            own_processes: apart_from.iter().copied().collect(),
         }
     }
 
-    fn of_mounted_file(path: &Path) -> Self {
+    fn of_mounted_file(path: &Path, apart_from: &[u32]) -> Self {
         let numbers = mounts::own()
             .into_iter()
             .filter(|mount| mount.mount_point == path)
@@ -113,6 +116,7 @@ impl Search {
             numbers,
             holders: Vec::new(),
             own_mount: Some(path.to_owned()),
+            own_processes: apart_from.iter().copied().collect(),
         }
     }
 
@@ -196,9 +200,8 @@ impl Search {
     }
 
     fn processes(&self, proc: &Path) -> Vec<User> {
-        let own = std::process::id();
         processes(proc)
-            .filter(|(pid, _)| *pid != own)
+            .filter(|(pid, _)| !self.own_processes.contains(pid))
             .filter(|(_, process)| entries(&process.join("fd")).any(|fd| self.is_open(&fd)))
             .map(|(pid, process)| User::Process {
                 pid,
@@ -255,7 +258,7 @@ mod tests {
 
     fn users(tree: &Tree) -> Vec<String> {
         let sys = tree.path().join("sys");
-        let search = Search::of_disk(&Disk::under(&sys, "nbd0"));
+        let search = Search::of_disk(&Disk::under(&sys, "nbd0"), &[30, 31]);
         let users = search.run(&tree.path().join("proc"), &sys);
         users.iter().map(User::to_string).collect()
     }
@@ -316,12 +319,13 @@ mod tests {
     }
 
     #[test]
-    fn an_open_descriptor_counts_but_our_own_does_not() {
+    fn an_open_descriptor_counts_but_those_of_our_own_processes_do_not() {
         let tree = tree();
         tree.link("proc/20/fd/3", "/dev/nbd0");
         tree.file("proc/20/comm", "dd\n");
         tree.link("proc/21/fd/3", "/dev/nbd10");
-        tree.link(&format!("proc/{}/fd/3", std::process::id()), "/dev/nbd0");
+        tree.link("proc/30/fd/3", "/dev/nbd0");
+        tree.link("proc/31/fd/3", "/dev/nbd0");
         assert_eq!(users(&tree), ["open in process 20 (dd)"]);
     }
 }

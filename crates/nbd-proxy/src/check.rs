@@ -117,6 +117,8 @@ fn survey(config: Option<&Path>) -> anyhow::Result<Survey> {
     lines.push(automatic);
     lines.push(runtime_directory(&runtime_dir));
     lines.push(pipe_size());
+    #[cfg(feature = "serve")]
+    lines.push(sandbox());
     let (file, required) = (paths::config_file(config), config.is_some());
     lines.extend(configurations(&file, required)?);
     Ok(Survey { lines, any_device })
@@ -168,6 +170,19 @@ fn pipe_size() -> Finding {
         "sysctl fs.pipe-max-size={WANTED_PIPE_SIZE} (matters under bmcweb and websocketd alone)"
     );
     Finding::lacking(subject, detail, &remedy)
+}
+
+/// What `serve` can shut itself up in.
+#[cfg(feature = "serve")]
+fn sandbox() -> Finding {
+    let subject = "sandbox of serve";
+    let remedy = "take a kernel of 5.13 or newer with Landlock and seccomp (CONFIG_SECURITY_LANDLOCK and \"landlock\" in \
+                  its parameter lsm=, CONFIG_SECCOMP_FILTER)";
+    match crate::sandbox::trial() {
+        Ok(in_force) if in_force.is_all() => Finding::works(subject, in_force.to_string()),
+        Ok(in_force) => Finding::lacking(subject, in_force, remedy),
+        Err(error) => Finding::lacking(subject, format!("{error:#}"), remedy),
+    }
 }
 
 /// The configurations of the file, each with its device and hook.

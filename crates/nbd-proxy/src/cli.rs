@@ -47,6 +47,10 @@ enum Subcommands {
     /// Run the built-in web server
     #[cfg(feature = "serve")]
     Serve(ServeArgs),
+    /// For `serve` alone: does what takes privileges
+    #[cfg(feature = "serve")]
+    #[command(name = crate::privileged::helper::SUBCOMMAND, hide = true)]
+    ServeHelper(HelperArgs),
     /// Serve a local image to a distant nbd-proxy, without a browser
     #[cfg(feature = "serve")]
     Share(ShareArgs),
@@ -105,6 +109,15 @@ fn parse_address(text: &str) -> Result<std::net::SocketAddr, &'static str> {
 fn parse_fingerprint(text: &str) -> Result<crate::tls::Fingerprint, &'static str> {
     crate::tls::Fingerprint::parse(text)
         .ok_or("a SHA-256 fingerprint is 64 hexadecimal digits, in pairs with colons between them or without")
+}
+
+/// Arguments of the helper process.
+#[cfg(feature = "serve")]
+#[derive(Debug, clap::Args)]
+pub(crate) struct HelperArgs {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// Arguments of `share`.
@@ -282,6 +295,9 @@ pub(crate) enum Action {
     /// `serve`
     #[cfg(feature = "serve")]
     Serve(ServeArgs),
+    /// The helper process of `serve`.
+    #[cfg(feature = "serve")]
+    ServeHelper(HelperArgs),
     /// `share`
     #[cfg(feature = "serve")]
     Share(ShareArgs),
@@ -331,6 +347,8 @@ impl Cli {
                 config: args.config.or(self.config),
                 ..args
             })),
+            #[cfg(feature = "serve")]
+            Subcommands::ServeHelper(args) => Ok(Action::ServeHelper(args)),
             Subcommands::Check(args) => Ok(Action::Check(CheckArgs {
                 config: args.config.or(self.config),
             })),

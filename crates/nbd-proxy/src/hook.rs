@@ -9,7 +9,8 @@ use std::{
 };
 
 use rustix::{
-    fs::Access,
+    fs::{Access, FileType},
+    io::Errno,
     process::{Pid, Signal},
 };
 use serde::{Deserialize, Serialize};
@@ -20,13 +21,16 @@ use tokio::{
 };
 
 use crate::config::Configuration;
+#[cfg(feature = "serve")]
+use crate::privileged;
 
 /// What a `start` that is no longer wanted has between SIGTERM and SIGKILL. The stdin/stdout form must be gone within
 /// 500 ms of the end.
 const GRACE: Duration = Duration::from_millis(100);
 
 /// When the hook is called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Action {
     /// The device has its size and is readable.
     Start,
@@ -99,6 +103,18 @@ pub(crate) enum HookError {
         /// The hook.
         path: PathBuf,
     },
+    /// The helper process that ran it says so.
+    #[error("{0}")]
+    Told(String),
+}
+
+/// What a hook finds in its environment besides what it is told of its device.
+pub(crate) enum Environment {
+    /// All that we were started with.
+    Ours,
+    /// These variables alone.
+    #[cfg(feature = "serve")]
+    Only(Vec<(&'static str, std::ffi::OsString)>),
 }
 
 fn describe(status: ExitStatus) -> String {
@@ -131,8 +147,13 @@ impl Hook {
     }
 
     /// Whether there is an executable program at the path; without one nothing is run, and nothing is wrong.
+    /// What this process may not look at is for its helper to judge.
     pub(crate) fn exists(&self) -> bool {
-        is_executable(&self.path)
+        match is_executable(&self.path) {
+            #[cfg(feature = "serve")]
+            Err(Errno::ACCESS) => privileged::helper().is_some(),
+            result => result == Ok(true),
+        }
     }
 
     /// Runs it to its end. `abandon` ends it early when it fires, and does nothing when it is dropped. What the hook
@@ -144,13 +165,30 @@ impl Hook {
         reason: &str,
         abandon: oneshot::Receiver<()>,
     ) -> Result<(), HookError> {
-        let mut child = self
-            .command(action, subject, reason)
-            .spawn()
-            .map_err(|source| HookError::Spawn {
-                path: self.path.clone(),
-                source,
-            })?;
+        #[cfg(feature = "serve")]
+        if let Some(helper) = privileged::helper() {
+            return helper
+                .run_hook(self, action, subject, reason, abandon)
+                .await;
+        }
+        self.run_here(action, subject, reason, &Environment::Ours, abandon)
+            .await
+    }
+
+    /// The same, in this process.
+    pub(crate) async fn run_here(
+        &self,
+        action: Action,
+        subject: &Subject,
+        reason: &str,
+        environment: &Environment,
+        abandon: oneshot::Receiver<()>,
+    ) -> Result<(), HookError> {
+        let mut command = self.command(environment, action, subject, reason);
+        let mut child = command.spawn().map_err(|source| HookError::Spawn {
+            path: self.path.clone(),
+            source,
+        })?;
         let abandoned = async {
             if abandon.await.is_err() {
                 std::future::pending::<()>().await;
@@ -169,8 +207,23 @@ impl Hook {
         }
     }
 
-    fn command(&self, action: Action, subject: &Subject, reason: &str) -> Command {
+    fn command(
+        &self,
+        environment: &Environment,
+        action: Action,
+        subject: &Subject,
+        reason: &str,
+    ) -> Command {
         let mut command = Command::new(&self.path);
+        match environment {
+            Environment::Ours => {}
+            #[cfg(feature = "serve")]
+            Environment::Only(variables) => {
+                command
+                    .env_clear()
+                    .envs(variables.iter().map(|(name, value)| (name, value)));
+            }
+        }
         command
             .arg(action.to_string())
             .arg(&self.name)
@@ -206,8 +259,10 @@ impl Hook {
     }
 }
 
-fn is_executable(path: &Path) -> bool {
-    path.is_file() && rustix::fs::access(path, Access::EXEC_OK).is_ok()
+fn is_executable(path: &Path) -> Result<bool, Errno> {
+    let facts = rustix::fs::stat(path)?;
+    let is_file = FileType::from_raw_mode(facts.st_mode) == FileType::RegularFile;
+    Ok(is_file && rustix::fs::access(path, Access::EXEC_OK).map(|()| true)?)
 }
 
 /// Ends the process group that `child` leads: asks, waits for `grace`, kills, and takes in the child. The group's

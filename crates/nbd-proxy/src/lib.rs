@@ -33,8 +33,11 @@ mod passwd;
 mod paths;
 #[cfg(feature = "serve")]
 mod private_file;
+mod privileged;
 mod record;
 mod report;
+#[cfg(feature = "serve")]
+mod sandbox;
 #[cfg(feature = "serve")]
 mod secret;
 #[cfg(feature = "serve")]
@@ -99,7 +102,19 @@ fn run(action: Action) -> anyhow::Result<ExitCode> {
         Action::Passwd(args) => passwd::run(&args),
         Action::Check(args) => finish(Builder::new_current_thread(), check::run(args)),
         #[cfg(feature = "serve")]
-        Action::Serve(args) => finish(runtime_of_server(), serve::run(args)),
+        Action::Serve(args) => {
+            let prepared = serve::prepare(args)?;
+            // For the fuzzer the program is a part of another one.
+            if !cfg!(feature = "fuzzing") {
+                prepared.give_up_power()?;
+            }
+            finish(runtime_of_server(), serve::run(prepared))
+        }
+        #[cfg(feature = "serve")]
+        Action::ServeHelper(args) => finish(
+            Builder::new_current_thread(),
+            privileged::helper::run(args.config),
+        ),
         #[cfg(feature = "serve")]
         Action::Share(args) => finish(Builder::new_current_thread(), share::run(args)),
         #[cfg(feature = "serve")]

@@ -308,9 +308,9 @@ fn leftover_of_netlink() -> Outcome {
         .spawn()
         .map_err(|e| e.to_string())?;
     wait_for("the reader to show as a user", || {
-        !users::of_disk(device.disk()).is_empty()
+        !users::of_disk(device.disk(), &[std::process::id()]).is_empty()
     })?;
-    let named = users::of_disk(device.disk())[0].to_string();
+    let named = users::of_disk(device.disk(), &[std::process::id()])[0].to_string();
     ensure(
         named == format!("open in process {} (cat)", reader.id()),
         &named,
@@ -348,7 +348,7 @@ fn attach_by_ioctl() -> Outcome {
         "its size, and that it is read-only",
     )?;
     ensure(
-        users::of_disk(disk).is_empty(),
+        users::of_disk(disk, &[std::process::id()]).is_empty(),
         "we do not count as a user ourselves",
     )?;
     check_all(5)?;

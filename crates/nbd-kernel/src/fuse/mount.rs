@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -89,15 +90,40 @@ fn mount_directly(options: &MountOptions<'_>) -> Result<OwnedFd> {
         data.push_str(",allow_other");
     }
     let data = CString::new(data).doing("mount a FUSE file")?;
+    let target = pin(options.mount_point)?;
     rustix::mount::mount(
         SUBTYPE,
-        options.mount_point,
+        format!("/proc/self/fd/{}", target.as_raw_fd()),
         MOUNT_TYPE,
         MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV,
         data.as_c_str(),
     )
     .doing_to("mount a FUSE file on", options.mount_point)?;
     Ok(device.into())
+}
+
+/// The file to mount upon, held so that nobody can put another in its place. Whoever may write to its folder does not
+/// get to hide a file of somebody else: it is regular, empty, and no symbolic link leads to it.
+fn pin(mount_point: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let pinned = match openat2(
+        CWD,
+        mount_point,
+        flags,
+        Mode::empty(),
+        ResolveFlags::NO_SYMLINKS,
+    ) {
+        // Linux before 5.6 has no openat2.
+        Err(Errno::NOSYS) => open(mount_point, flags, Mode::empty()),
+        result => result,
+    }
+    .doing_to("open the mount point", mount_point)?;
+    let facts = fstat(&pinned).doing_to("look at", mount_point)?;
+    if FileType::from_raw_mode(facts.st_mode) == FileType::RegularFile && facts.st_size == 0 {
+        return Ok(pinned);
+    }
+    let cause = io::Error::new(io::ErrorKind::InvalidInput, "it is not an empty file");
+    Err(cause).doing_to("mount upon", mount_point)
 }
 
 /// `fusermount3` mounts with root's rights and sends the descriptor over the socket that it is given.

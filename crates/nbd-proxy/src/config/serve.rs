@@ -1,6 +1,9 @@
 //! The section `serve`: how the built-in web server is reached, and by whom.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use serde_json::Value;
 
@@ -41,6 +44,15 @@ impl ServeConfig {
     pub(crate) fn knows_people(&self) -> bool {
         let certificates = (self.tls.as_ref()).is_some_and(|files| files.client_ca.is_some());
         certificates || self.access.knows_people()
+    }
+
+    /// The files that the server reads while it runs; each may be replaced by a newer one of its name.
+    pub(crate) fn files(&self) -> Vec<&Path> {
+        let certificates = self.tls.iter().flat_map(TlsFiles::paths);
+        let people = [&self.access.users, &self.access.tokens];
+        certificates
+            .chain(people.into_iter().flatten().map(PathBuf::as_path))
+            .collect()
     }
 
     pub(super) fn read(reader: &mut Reader, value: &Value) -> Result<Self, String> {

@@ -1,6 +1,6 @@
 //! The member `tls`: the files of a certificate, of `serve` or of a device on TCP.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::reader::Section;
 
@@ -13,6 +13,17 @@ pub(crate) struct TlsFiles {
     pub(crate) key: PathBuf,
     /// The authorities whose certificates clients show.
     pub(crate) client_ca: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// All of them.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &Path> {
+        let required = [&self.certificate, &self.key];
+        required
+            .into_iter()
+            .chain(&self.client_ca)
+            .map(PathBuf::as_path)
+    }
 }
 
 /// Reads the member `tls`, if there is one.

@@ -14,15 +14,13 @@ use std::{
     time::Duration,
 };
 
-use nbd_kernel::fuse::{self as kernel_fuse, FileServer, MountOptions};
+use nbd_kernel::fuse::{self as kernel_fuse, FileServer};
 use tokio::task::JoinHandle;
 
 use self::server::Server;
 use super::{AttachRequest, Detached, DeviceError, DeviceSpec, blocking, loopdev, users};
-use crate::paths;
+use crate::{paths, privileged};
 
-/// How far the page cache reads ahead in the file, in KiB; the kernel's 128 are few for a distant image.
-const READ_AHEAD_KB: u32 = 1024;
 /// Anybody may read the file, where the mount lets others in at all.
 const PERMISSIONS: u32 = 0o444;
 /// Unmounting takes this long at most.
@@ -81,7 +79,11 @@ pub(crate) async fn attach(
 }
 
 /// As the kernel names it: absolute, without symbolic links.
-fn file_path(given: Option<&Path>, name: &str, runtime_dir: &Path) -> Result<PathBuf, DeviceError> {
+pub(crate) fn file_path(
+    given: Option<&Path>,
+    name: &str,
+    runtime_dir: &Path,
+) -> Result<PathBuf, DeviceError> {
     let default = || paths::runtime_file(runtime_dir, name, "img");
     let path = given.map_or_else(default, Path::to_path_buf);
     let file_name = path
@@ -215,27 +217,22 @@ impl Mounted {
             created,
             live: false,
         };
-        let options = MountOptions {
-            mount_point: &place.path,
-            allow_other: place.allow_other,
-        };
-        let descriptor =
-            kernel_fuse::mount(&options).map_err(|error| cannot_mount(&place.path, error))?;
+        let descriptor = privileged::mount(place.path.clone(), place.allow_other)
+            .map_err(|error| cannot_mount(&place.path, error))?;
         mounted.live = true;
-        let _ = kernel_fuse::set_read_ahead(&place.path, READ_AHEAD_KB); // root's alone; reads are shorter without
         Ok((mounted, descriptor))
     }
 
     fn unmount(mut self) -> io::Result<()> {
         self.live = false;
-        kernel_fuse::unmount(&self.path).map_err(io::Error::other)
+        privileged::unmount(self.path.clone()).map_err(io::Error::other)
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
         if self.live {
-            let _ = kernel_fuse::unmount(&self.path);
+            let _ = privileged::unmount(self.path.clone());
         }
         if self.created {
             let _ = fs::remove_file(&self.path);
@@ -306,7 +303,7 @@ pub(super) async fn unmount_dead(path: PathBuf) -> Result<bool, DeviceError> {
         let dead = kernel_fuse::is_mounted(&path)
             && File::open(&path).is_err_and(|error| is_not_connected(&error));
         if dead {
-            kernel_fuse::unmount(&path).map_err(io::Error::other)?;
+            privileged::unmount(path.clone()).map_err(io::Error::other)?;
             remove_empty(&path);
         }
         Ok(dead)

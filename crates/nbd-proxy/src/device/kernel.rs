@@ -6,8 +6,7 @@ mod leftovers;
 mod reclaim;
 
 use std::{
-    fs::File,
-    io::Read,
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -16,6 +15,7 @@ use std::{
 };
 
 use nbd::server::Transmission;
+use nbd_kernel::block::Disk;
 use tokio::{net::UnixStream, sync::mpsc, task::AbortHandle, time::sleep};
 
 use self::attachment::{Attachment, Plan};
@@ -30,6 +30,7 @@ use super::{
     client::{self, ClientEnd},
     users::{self, poll_until},
 };
+use crate::privileged;
 
 /// What the kernel sees, in bytes.
 const BLOCK_SIZE: u32 = 512;
@@ -122,7 +123,7 @@ pub(crate) async fn attach(
         .map_err(DeviceError::io("start a thread"))??;
     let path = attachment.device().disk().path();
     let path = path.to_string_lossy().into_owned();
-    first_read(path.clone()).await?;
+    first_read(attachment.device().disk().clone()).await?;
     Ok(KernelDevice {
         path,
         attachment,
@@ -131,9 +132,9 @@ pub(crate) async fn attach(
 }
 
 /// Opening the device has the kernel look for partitions; afterwards they are there, and the link has answered.
-async fn first_read(path: String) -> Result<(), DeviceError> {
-    let action = format!("read {path}");
-    let read = move || File::open(&path)?.read_exact(&mut [0; BLOCK_SIZE as usize]);
+async fn first_read(disk: Disk) -> Result<(), DeviceError> {
+    let action = format!("read {}", disk.path().display());
+    let read = move || privileged::first_read(&disk).map_err(io::Error::other);
     blocking::run(read)
         .await
         .and_then(|result| result)

@@ -4,8 +4,8 @@
 //! gives its file back, then the file is unmounted.
 
 use std::{
-    fs::{self, DirBuilder, File},
-    io::{self, Read},
+    fs::{self, DirBuilder},
+    io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::{
@@ -15,10 +15,7 @@ use std::{
     time::Duration,
 };
 
-use nbd_kernel::{
-    block::QueueTuning,
-    loopdev::{self, Loop},
-};
+use nbd_kernel::loopdev::Loop;
 use tokio::time::sleep;
 
 use super::{
@@ -26,16 +23,8 @@ use super::{
     fuse::{FuseFile, Place, unmount_dead},
     users::{self, poll_until},
 };
-use crate::paths;
+use crate::{paths, privileged};
 
-/// As for the kernel's NBD device.
-const TUNING: QueueTuning = QueueTuning {
-    read_ahead_kb: Some(1024),
-    max_sectors_kb: Some(1024),
-    io_timeout: None,
-};
-/// Reading the first sector; the image is not empty.
-const SECTOR: usize = 512;
 /// A detach takes this long at most, and then a moment to see whether the device is free.
 const DETACH_LIMIT: Duration = Duration::from_secs(3);
 const FREE_LIMIT: Duration = Duration::from_millis(200);
@@ -89,7 +78,7 @@ impl LoopDevice {
 
 /// Attaches `/dev/loopN`.
 pub(crate) async fn attach(request: AttachRequest) -> Result<LoopDevice, DeviceError> {
-    prepare_loop()?;
+    prepare_loop().await?;
     let directory = private_directory(&request.name, &request.runtime_dir)?;
     let place = Place {
         path: directory.join(FILE_NAME),
@@ -109,14 +98,12 @@ pub(crate) async fn attach(request: AttachRequest) -> Result<LoopDevice, DeviceE
     })
 }
 
-/// Loads the driver where it is missing and we may.
-fn prepare_loop() -> Result<(), DeviceError> {
-    if loopdev::available().is_err_and(|error| error.is_absent())
-        && rustix::process::geteuid().is_root()
-    {
-        let _ = nbd_kernel::module::load("loop"); // whether it helped shows next
-    }
-    loopdev::available().map_err(|error| DeviceError::Unavailable {
+/// Whether there are loop devices; their driver may have to be loaded.
+async fn prepare_loop() -> Result<(), DeviceError> {
+    let prepared = blocking::run(privileged::prepare_loop)
+        .await
+        .map_err(DeviceError::io("start a thread"))?;
+    prepared.map_err(|error| DeviceError::Unavailable {
         device: "loop:".into(),
         cause: error.to_string(),
         remedy: LOOP_REMEDY.into(),
@@ -135,6 +122,12 @@ fn private_directory(name: &str, runtime_dir: &Path) -> Result<PathBuf, DeviceEr
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
     made.map_err(DeviceError::io(format!("create {}", path.display())))?;
     Ok(path)
+}
+
+/// The file beneath the loop device of configuration `name`.
+#[cfg(feature = "serve")]
+pub(crate) fn file_path(name: &str, runtime_dir: &Path) -> Result<PathBuf, DeviceError> {
+    Ok(directory_path(name, runtime_dir)?.join(FILE_NAME))
 }
 
 fn directory_path(name: &str, runtime_dir: &Path) -> Result<PathBuf, DeviceError> {
@@ -156,20 +149,14 @@ struct Attached {
 impl Attached {
     /// Has the kernel read partitions from the file: not on the task that answers for it.
     fn new(path: &Path) -> Result<Self, DeviceError> {
-        let file = File::open(path).map_err(DeviceError::io(format!("open {}", path.display())))?;
-        let device = Loop::attach(&file).map_err(cannot_attach)?;
-        let name = Mutex::new(device.backing_file());
-        let attached = Attached {
+        let index = privileged::attach_loop(path.to_path_buf()).map_err(cannot_attach)?;
+        let device = Loop::new(index);
+        let file = Mutex::new(device.backing_file());
+        Ok(Attached {
             device,
-            file: name,
+            file,
             detached: AtomicBool::new(false),
-        };
-        let disk = attached.device.disk();
-        let _ = disk.tune(&TUNING); // an older kernel lacks a knob: the device is slower, no less right
-        let node = disk.path();
-        let read = File::open(&node).and_then(|mut disk| disk.read_exact(&mut [0; SECTOR]));
-        read.map_err(DeviceError::io(format!("read {}", node.display())))?;
-        Ok(attached)
+        })
     }
 
     async fn detach(&self) -> Result<(), DeviceError> {
@@ -193,7 +180,7 @@ impl Drop for Attached {
         if !self.detached.load(Ordering::Acquire) {
             let device = self.device.clone();
             blocking::begin(move || {
-                let _ = device.detach(); // a leftover that a successor frees
+                let _ = privileged::detach_loop(device.index()); // a leftover that a successor frees
             });
         }
     }
@@ -214,7 +201,7 @@ fn cannot_attach(error: nbd_kernel::Error) -> DeviceError {
 
 async fn detach(device: Loop) -> Result<(), DeviceError> {
     let action = format!("detach {}", device.disk().path().display());
-    let detach = move || device.detach().map_err(io::Error::other);
+    let detach = move || privileged::detach_loop(device.index()).map_err(io::Error::other);
     blocking::run_within(DETACH_LIMIT, detach)
         .await
         .map_err(DeviceError::io(action))

@@ -82,6 +82,18 @@ impl DeviceSpec {
             _ => Ok(()),
         }
     }
+
+    /// Whether it is, or `auto` may make it, the kernel's NBD device.
+    #[cfg(feature = "serve")]
+    pub(crate) fn may_be_kernel(&self) -> bool {
+        matches!(self, Self::Kernel { .. } | Self::Auto)
+    }
+
+    /// Whether it is, or `auto` may make it, a loop device.
+    #[cfg(feature = "serve")]
+    pub(crate) fn may_be_loop(&self) -> bool {
+        matches!(self, Self::Loop | Self::Auto)
+    }
 }
 
 /// As the configuration writes it.

@@ -174,7 +174,7 @@ pub(crate) fn recover(
         .collect())
 }
 
-fn unix_path(path: Option<&Path>, name: &str, runtime_dir: &Path) -> PathBuf {
+pub(crate) fn unix_path(path: Option<&Path>, name: &str, runtime_dir: &Path) -> PathBuf {
     let path = path.map_or_else(
         || paths::runtime_file(runtime_dir, name, "sock"),
         Path::to_path_buf,

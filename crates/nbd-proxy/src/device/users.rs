@@ -2,13 +2,11 @@
 
 use std::{path::Path, time::Duration};
 
-use nbd_kernel::{
-    block::Disk,
-    users::{self, User},
-};
+use nbd_kernel::block::Disk;
 use tokio::time::{Instant, sleep};
 
 use super::{DeviceError, blocking};
+use crate::privileged;
 
 /// A look at a device that has just come or changed (udev's, for one) is over sooner than this.
 const PASSING: Duration = Duration::from_millis(300);
@@ -17,21 +15,19 @@ const POLL: Duration = Duration::from_millis(20);
 /// Who uses a disk or a partition of it, each in a few words.
 pub(super) async fn of_disk(disk: &Disk) -> Vec<String> {
     let disk = disk.clone();
-    names(move || users::of_disk(&disk)).await
+    named(move || privileged::users_of_disk(&disk)).await
 }
 
 /// Who uses the file mounted at `path`, each in a few words.
 pub(super) async fn of_mounted_file(path: &Path) -> Vec<String> {
     let path = path.to_path_buf();
-    names(move || users::of_mounted_file(&path)).await
+    named(move || privileged::users_of_file(path)).await
 }
 
-async fn names(find: impl FnOnce() -> Vec<User> + Send + 'static) -> Vec<String> {
-    let found = blocking::run(find).await.unwrap_or_default();
-    found
-        .iter()
-        .map(|user| printable(&user.to_string()))
-        .collect()
+async fn named(find: impl FnOnce() -> Vec<String> + Send + 'static) -> Vec<String> {
+    let found = blocking::run(find).await;
+    let found = found.unwrap_or_else(|error| vec![format!("unknown: {error}")]);
+    found.iter().map(|user| printable(user)).collect()
 }
 
 /// Processes choose their names.

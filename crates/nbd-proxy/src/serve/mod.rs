@@ -22,7 +22,7 @@ use std::{
     fmt,
     io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -44,7 +44,10 @@ use crate::{
     cli::ServeArgs,
     config::{Config, ConfigError, ServeLimits, Strictness},
     control::{self, ControlListener},
-    paths, report,
+    paths,
+    privileged::{self, Helper},
+    report,
+    sandbox::{self, Needs},
     secret::Secret,
     signals::Signals,
 };
@@ -172,11 +175,17 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Serves until a signal.
-pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    // First of all: a signal that comes while we start is not lost.
-    let mut signals = Signals::new()?;
-    raise_file_limit();
+/// A server that is about to start.
+pub(crate) struct Prepared {
+    args: ServeArgs,
+    config: Arc<Config>,
+    addresses: Vec<SocketAddr>,
+    runtime_dir: PathBuf,
+    control_path: PathBuf,
+}
+
+/// Reads the configuration, and sees whether what it names can be.
+pub(crate) fn prepare(args: ServeArgs) -> anyhow::Result<Prepared> {
     let config = Arc::new(load(args.config.as_deref())?);
     let wants_tls = args.tls_self_signed || config.serve.tls.is_some();
     let addresses = listen::addresses(&args.listen, &config.serve, wants_tls)?;
@@ -187,7 +196,63 @@ pub(crate) async fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let runtime_dir = paths::runtime_dir()?;
     let control_path = args
         .control
+        .clone()
         .unwrap_or_else(|| control::default_path(&runtime_dir));
+    Ok(Prepared {
+        args,
+        config,
+        addresses,
+        runtime_dir,
+        control_path,
+    })
+}
+
+impl Prepared {
+    /// Starts the helper, and gives up what the server does not need. Whatever the process starts from then on, threads
+    /// above all, has no more; so this comes before the runtime.
+    pub(crate) fn give_up_power(&self) -> anyhow::Result<()> {
+        let helper = Helper::start(self.args.config.as_deref())?;
+        load_drivers(&self.config);
+        let mut needs = Needs::of(&self.config, &self.addresses);
+        needs.write_in(&self.runtime_dir);
+        needs.write_beside(&self.control_path);
+        if let Ok(directory) = paths::state_dir(self.config.serve.state_dir.as_deref()) {
+            needs.write_in(&directory);
+        }
+        let in_force = sandbox::enter(&needs)?;
+        if !in_force.is_all() {
+            report::warning(format_args!(
+                "{in_force}; nbd-proxy check says what is missing"
+            ));
+        }
+        privileged::watch(helper)?;
+        Ok(())
+    }
+}
+
+/// Loads the kernel's NBD driver where a device may need it, since only devices that exist now are left to us.
+fn load_drivers(config: &Config) {
+    let needed = config
+        .configurations
+        .iter()
+        .any(|one| one.device.may_be_kernel());
+    if needed && !nbd_kernel::nbd::driver_loaded() && rustix::process::geteuid().is_root() {
+        let _ = privileged::load_nbd(); // without it attaching says what is missing
+    }
+}
+
+/// Serves until a signal.
+pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
+    // First of all: a signal that comes while we start is not lost.
+    let mut signals = Signals::new()?;
+    raise_file_limit();
+    let Prepared {
+        args,
+        config,
+        addresses,
+        runtime_dir,
+        control_path,
+    } = prepared;
     let listeners = listen::bind(&addresses).await?;
     let control = ControlListener::bind(&control_path).await?;
     let first = listeners
@@ -301,7 +366,7 @@ fn raise_file_limit() {
 }
 
 /// The configuration: as given or at its usual place, else the built-in one.
-fn load(given: Option<&Path>) -> anyhow::Result<Config> {
+pub(crate) fn load(given: Option<&Path>) -> anyhow::Result<Config> {
     let chosen = given.is_some()
         || std::env::var_os("NBD_PROXY_CONFIG").is_some_and(|value| !value.is_empty());
     match Config::load(&paths::config_file(given), Strictness::Strict) {

@@ -18,14 +18,16 @@ use nbd_kernel::{
     nbd::{
         Attached, ConnectOptions, Device, IoctlAttachment, IoctlOptions, Netlink, driver_loaded,
     },
-    users::{self, User},
 };
 
 use super::{
     BLOCK_SIZE, DETACH_LIMIT,
     leftovers::{backend_identifier, sign_of_life},
 };
-use crate::device::{AttachMode, AttachRequest, DeviceError, blocking, client};
+use crate::{
+    device::{AttachMode, AttachRequest, DeviceError, blocking, client},
+    privileged,
+};
 
 /// Larger requests and a longer readahead than the kernel's 128 KiB make up for the distance; 2 s is how soon a reader
 /// goes on after a reconfiguration (the price: a line "Possible stuck request" in the log at that pace while it waits).
@@ -179,7 +181,7 @@ pub(crate) const LOAD_REMEDY: &str = "load it (modprobe nbd) or take a kernel th
 fn busy(index: u32, cause: String) -> DeviceError {
     let device = Device::new(index);
     let users = std::iter::once(cause)
-        .chain(users::of_disk(device.disk()).iter().map(User::to_string))
+        .chain(privileged::users_of_disk(device.disk()))
         .collect();
     DeviceError::InUse {
         device: format!("/dev/nbd{index}"),
@@ -193,7 +195,7 @@ pub(super) fn load_driver() -> nbd_kernel::Result<()> {
         return Ok(());
     }
     if rustix::process::geteuid().is_root() {
-        let _ = nbd_kernel::module::load("nbd"); // whether it helped shows next
+        let _ = privileged::load_nbd(); // whether it helped shows next
     }
     if driver_loaded() {
         Ok(())
