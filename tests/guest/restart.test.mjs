@@ -50,6 +50,8 @@ while not os.path.exists(told):
 print("pause %.2f" % pause, flush=True)
 `;
 
+/** @typedef {Awaited<ReturnType<Setting["start"]>>} Job */
+
 /** @type {Guest} */
 let guest;
 before(async () => {
@@ -59,15 +61,21 @@ after(() => guest.stop());
 
 /** A reader of /dev/nbd0 in the guest. */
 class Reader {
+  /**
+   * @param {Job} job
+   * @param {string} told a file by which it is told to end
+   */
+  constructor(job, told) {
+    this.job = job;
+    this.told = told;
+  }
+
   /** @param {Setting} setting */
   static async start(setting) {
-    const reader = new Reader();
-    reader.told = `${setting.folder}/told`;
-    await guest.write(`${setting.folder}/reader.py`, READER);
-    reader.job = await setting.start(
-      `python3 ${setting.folder}/reader.py /dev/nbd0 ${reader.told}`,
-    );
-    return reader;
+    const { folder } = setting;
+    const told = `${folder}/told`;
+    await guest.write(`${folder}/reader.py`, READER);
+    return new Reader(await setting.start(`python3 ${folder}/reader.py /dev/nbd0 ${told}`), told);
   }
 
   /** Waits until its requests are in flight. */
@@ -107,7 +115,7 @@ async function shared(t, members = {}) {
   return { setting, image, hash: await guest.hash(image) };
 }
 
-/** @param {Setting} setting @param {string} image @param {{token: string}} server */
+/** @param {Setting} setting @param {string} image @param {{token: string | null}} server */
 function share(setting, image, server) {
   return setting.start(`${PROGRAM} share ${image} http://127.0.0.1:8000/#token=${server.token}`);
 }
@@ -121,10 +129,10 @@ test("a killed server and one that makes way have successors, with 16 requests i
   const reader = await Reader.start(setting);
   await reader.reads();
   const before = await server.session("0");
-  for (const [signal, status] of [
+  for (const [signal, status] of /** @type {const} */ ([
     ["KILL", 128 + 9],
     ["TERM", 0],
-  ]) {
+  ])) {
     await reader.isReading();
     await server.program.kill(signal);
     assert.equal(await server.program.ended(), status, await server.program.output());
