@@ -2,12 +2,14 @@
 
 mod command;
 mod counts;
+mod manual;
 mod setup;
 mod steps;
 mod unsafe_code;
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
+use command::Failure;
 use steps::{STEPS, Step};
 
 fn main() -> ExitCode {
@@ -20,11 +22,26 @@ fn main() -> ExitCode {
             Ok(chosen) => steps::run_all(&chosen),
             Err(unknown) => usage(&format!("there is no step {unknown:?}")),
         },
+        ["man"] => report(manual::write()),
         ["help" | "-h" | "--help"] => {
             print!("{}", help());
             ExitCode::SUCCESS
         }
         _ => usage("which command?"),
+    }
+}
+
+/// Says where something was written.
+fn report(result: Result<PathBuf, Failure>) -> ExitCode {
+    match result {
+        Ok(path) => {
+            println!("{}", path.display());
+            ExitCode::SUCCESS
+        }
+        Err(reason) => {
+            eprintln!("xtask: {reason}");
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -45,7 +62,8 @@ fn help() -> String {
     let mut text = String::from(
         "cargo xtask test           set up, then every step below in this order\n\
          cargo xtask test STEP...   only these steps\n\
-         cargo xtask setup          install what the tests need\n\nSteps:\n",
+         cargo xtask setup          install what the tests need\n\
+         cargo xtask man            write manual pages and completions for shells\n\nSteps:\n",
     );
     for step in &STEPS {
         text += &format!("  {:<11}{}\n", step.name, step.about);

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use crate::command::{Failure, line, output, root, run, run_tests, target_directory};
 use crate::counts::Counts;
-use crate::setup;
 use crate::unsafe_code;
+use crate::{manual, setup};
 
 /// How long each fuzz target runs.
 const FUZZ_SECONDS: u32 = 20;
@@ -27,7 +27,7 @@ pub(crate) struct Step {
 }
 
 /// Every step, in the order of `cargo xtask test`: what fails soonest comes first.
-pub(crate) const STEPS: [Step; 13] = [
+pub(crate) const STEPS: [Step; 14] = [
     step(
         "setup",
         "Debian packages (as root), npm packages, cargo-deny, cargo-fuzz",
@@ -57,6 +57,7 @@ pub(crate) const STEPS: [Step; 13] = [
         "libnbd, QEMU, nbdkit, nbd-server, fio, a program like bmcweb",
         peers,
     ),
+    step("package", "manual pages, completions", package),
     step(
         "browser",
         "Chromium, Firefox and WebKit end to end",
@@ -183,6 +184,16 @@ fn peers() -> Result<Counts, Failure> {
     let program = build_program()?;
     // Debian's own interpreter: it is the one that has python3-libnbd.
     run_tests(limited("/usr/bin/python3 -m pytest -rs tests/peers").env("NBD_PROXY", program))
+}
+
+fn package() -> Result<Counts, Failure> {
+    let program = build_program()?;
+    let manual = manual::write()?;
+    run_tests(
+        limited("/usr/bin/python3 -m pytest -rs tests/package")
+            .env("NBD_PROXY", program)
+            .env("MANUAL", manual),
+    )
 }
 
 fn browser() -> Result<Counts, Failure> {

@@ -192,6 +192,12 @@ pub(crate) struct EjectArgs {
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Nothing is changed. The exit status is 0 if at least one kind of device works here; each that doesn't has its remedy.
+
+Examples:
+  nbd-proxy check
+  nbd-proxy check --config new.json    before it takes the place of /etc/nbd-proxy/config.json")]
 pub(crate) struct CheckArgs {
     /// Configuration file whose devices are looked at as well
     #[arg(long, value_name = "FILE")]
@@ -470,7 +476,7 @@ mod tests {
     #[test]
     #[cfg(feature = "serve")]
     fn the_help_of_each_command_has_examples_that_parse() {
-        for command in ["", "serve", "share", "status", "eject", "passwd"] {
+        for command in ["", "serve", "share", "status", "eject", "passwd", "check"] {
             let help = action(&format!("{command} --help")).expect_err(command);
             let text = help.to_string();
             let (_, examples) = text.split_once("Examples:\n").expect(command);

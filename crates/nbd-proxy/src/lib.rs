@@ -1,5 +1,5 @@
 //! The program `nbd-proxy`. Nothing of it is meant for other programs: it is a library so that what takes bytes from
-//! strangers can be fuzzed.
+//! strangers can be fuzzed, and manual pages are made from the command line's definition.
 
 #![cfg_attr(
     not(feature = "serve"),
@@ -72,6 +72,11 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The command line's definition, from which manual pages and completions are made.
+pub fn command() -> clap::Command {
+    <cli::Cli as clap::CommandFactory>::command()
 }
 
 /// Prints help or the version on standard output, and anything else as one line on standard error.
