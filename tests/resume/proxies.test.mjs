@@ -17,7 +17,8 @@ const MIB = 1 << 20;
 /** Bits a second: a whole image takes some seconds, so that what happens does so in mid-read. */
 const LINE = { rate: 40_000_000, delay: 5 };
 const SIZE = 24 * MIB;
-const SETTINGS = { serve: { hosts: ["disks.example"], "tls-terminated": true } };
+const BEHIND = { "tls-terminated": true, "trusted-proxies": { addresses: ["127.0.0.1"] } };
+const SETTINGS = { serve: { hosts: ["disks.example"], ...BEHIND } };
 
 for (const proxy of [nginx, haproxy]) {
   test(`${proxy.name}: who it is, from where, and events pass as they are`, async (t) => {
@@ -73,7 +74,7 @@ for (const proxy of [nginx, haproxy]) {
 
 test("two machines behind one HAProxy: each name leads to its own, through a reload", async (t) => {
   const machine = async (/** @type {string} */ name) => {
-    const settings = { serve: { hosts: [`${name}.localhost`] } };
+    const settings = { serve: { hosts: [`${name}.localhost`], ...BEHIND } };
     const server = await serve(t, { 0: { device: "unix:" } }, settings, ["--tls-self-signed"]);
     const image = await noise(join(server.folder, `${name}.img`), SIZE);
     const line = await lineTo(t, server, LINE);
