@@ -229,6 +229,42 @@ def websocketd(size, place):
     return spent
 
 
+def watched(process, path, size):
+    """CPU seconds and the most memory (MB) of a process while nbdcopy reads what it serves; it may end by itself."""
+    before = cpu_seconds(process.pid)
+    reader = subprocess.Popen(["nbdcopy", "--connections=1", "--request-size=131072",
+                               f"nbd+unix:///?socket={path}", "null:"])
+    spent = most = 0
+    while reader.poll() is None:
+        with contextlib.suppress(OSError, TypeError):
+            spent, most = cpu_seconds(process.pid) - before, resident(process.pid, "VmHWM")
+        time.sleep(0.005)
+    return spent, most
+
+
+def filter_cost(program, image, size, place):
+    """The stdin/stdout form between nbdkit and nbdcopy, beside socat in its place."""
+    rows = []
+    path, config = place / "filter.sock", place / "filter.json"
+    one = {"device": f"unix:{path}", "state-hook": str(place / "none")}
+    config.write_text(json.dumps({"configurations": {"0": one}}))
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(place), "RUNTIME_DIRECTORY": str(place)}
+    ours = [program, "--config", config, "0"]
+    theirs = ["socat", "-b", "131072", "STDIO", f"UNIX-LISTEN:{path}"]
+    with nbdkit(image, place) as (source, _):
+        for name, command in [("nbd-proxy", ours), ("socat", theirs)]:
+            path.unlink(missing_ok=True)
+            with socket.socket(socket.AF_UNIX) as link:
+                link.connect(str(source))
+                with running(*command, stdin=link, stdout=link, stderr=subprocess.DEVNULL,
+                             env=environment) as process:
+                    wait_for(path.exists, f"{name}'s socket")
+                    spent, most = watched(process, path, size)
+            rows.append((name, f"{spent / (size / (1 << 30)):.2f} s/GiB", f"{most:.1f} MB"))
+    table("the filter on standard input and output, beside socat in its place", rows,
+          ["what", "CPU", "resident at most"])
+
+
 def lines(program, image, shapes, place):
     rows = []
     for delay, rate in shapes:
@@ -245,11 +281,11 @@ def main():
     parser.add_argument("program", type=pathlib.Path)
     parser.add_argument("--size", type=int, default=1024, help="of the image, in MiB")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["native", "cost", "lines"], action="append")
+    parser.add_argument("--only", choices=["native", "cost", "filter", "lines"], action="append")
     parser.add_argument("--line", action="append", metavar="'MS MBIT'", help="a round trip and a rate")
     options = parser.parse_args()
     shapes = [tuple(float(part) for part in text.split()) for text in options.line or ["50 100", "50 1000", "200 20"]]
-    wanted = options.only or ["native", "cost", "lines"]
+    wanted = options.only or ["native", "cost", "filter", "lines"]
     folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     place = pathlib.Path(tempfile.mkdtemp(prefix="bench-", dir=folder))
     try:
@@ -264,6 +300,8 @@ def main():
             native(program, image, size, options.rounds, place)
         if "cost" in wanted:
             cost(program, image, size, place)
+        if "filter" in wanted:
+            filter_cost(program, image, size, place)
         if "lines" in wanted:
             lines(program, image, shapes, place)
         print(f"\nload {os.getloadavg()[0]:.2f}")

@@ -46,6 +46,8 @@ pub(crate) struct Limits {
     pub(crate) max_in_flight: u64,
     /// What of a read-only image may be in memory, in bytes; 0: nothing, and nothing is read ahead.
     pub(crate) cache: u64,
+    /// What the device's clients may hold together, in bytes.
+    pub(crate) device_memory: usize,
 }
 
 impl Limits {
@@ -55,6 +57,8 @@ impl Limits {
         max_request: 128 << 10,
         max_in_flight: 384 << 10,
         cache: 0,
+        // More requests than the link takes at once only wait.
+        device_memory: 512 << 10,
     };
     /// Big requests, since a browser's reads cost about the same whatever their size.
     #[cfg(feature = "serve")]
@@ -62,6 +66,7 @@ impl Limits {
         max_request: 4 << 20,
         max_in_flight: 32 << 20,
         cache: 32 << 20,
+        device_memory: crate::device::budget::BUDGET,
     };
 }
 
@@ -114,6 +119,7 @@ impl Settings {
                 max_request: asked.limits.max_request.min(Limits::STDIO.max_request),
                 max_in_flight: asked.limits.max_in_flight.min(Limits::STDIO.max_in_flight),
                 cache: Limits::STDIO.cache,
+                device_memory: Limits::STDIO.device_memory,
             },
             patience: Duration::from_millis(300),
             ..asked
@@ -155,6 +161,7 @@ impl Settings {
                 max_request: configuration.max_request.unwrap_or(limits.max_request),
                 max_in_flight: configuration.max_in_flight.unwrap_or(limits.max_in_flight),
                 cache: configuration.cache.unwrap_or(limits.cache),
+                device_memory: limits.device_memory,
             },
             patience: FORCED_EJECT,
             runtime_dir,

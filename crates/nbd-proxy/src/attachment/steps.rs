@@ -84,6 +84,7 @@ impl Worker {
             geometry,
             hold: self.settings.hold,
             attach: self.settings.attach,
+            memory: self.settings.limits.device_memory,
             requests: self.to_requests.clone(),
             events: self.to_device_events.clone(),
             runtime_dir: self.settings.runtime_dir.clone(),

@@ -17,7 +17,7 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::DeviceRequest;
 
-/// Bytes that the clients of one device hold at most: two requests of the greatest length.
+/// Bytes that the clients of one device hold at most, usually: two requests of the greatest length.
 pub(crate) const BUDGET: usize = 64 << 20;
 
 /// Where the clients of one device take their requests to, and what they share.
@@ -27,16 +27,15 @@ pub(crate) struct Inlet {
     budget: Arc<Budget>,
 }
 
-impl From<mpsc::Sender<DeviceRequest>> for Inlet {
-    fn from(requests: mpsc::Sender<DeviceRequest>) -> Self {
+impl Inlet {
+    /// For clients that hold `memory` bytes together at most; one request may exceed it.
+    pub(super) fn new(requests: mpsc::Sender<DeviceRequest>, memory: usize) -> Self {
         Self {
             requests,
-            budget: Arc::new(Budget::new(BUDGET)),
+            budget: Arc::new(Budget::new(memory)),
         }
     }
-}
 
-impl Inlet {
     /// A client's share, which is nothing yet.
     pub(super) fn share(&self) -> Share {
         Share {

@@ -27,6 +27,7 @@ pub(crate) use self::{
 };
 use super::{
     AttachRequest, Detached, DeviceError, DeviceEvent, blocking,
+    budget::Inlet,
     client::{self, ClientEnd},
     users::{self, poll_until},
 };
@@ -153,12 +154,12 @@ impl Serving {
     fn start(stream: UnixStream, request: &AttachRequest) -> Self {
         let export = client::export(&request.name, &request.geometry);
         let transmission = Transmission::new(&export, nbd::Negotiated::default());
-        let requests = request.requests.clone();
+        let inlet = Inlet::new(request.requests.clone(), request.memory);
         let events = request.events.clone();
         let leaving = Arc::new(AtomicBool::new(false));
         let expected = leaving.clone();
         let task = tokio::spawn(async move {
-            let end = client::serve_transmission(stream, transmission, requests.into()).await;
+            let end = client::serve_transmission(stream, transmission, inlet).await;
             if !expected.load(Ordering::Acquire) {
                 report_end(end, &events);
             }

@@ -4,7 +4,7 @@
 //! answers its requests, since it may wait for exactly those answers.
 
 mod blocking;
-mod budget;
+pub(crate) mod budget;
 pub(crate) mod client;
 #[cfg(feature = "fuse")]
 pub(crate) mod fuse;
@@ -198,6 +198,8 @@ pub(crate) struct AttachRequest {
     pub(crate) hold: Duration,
     /// How a kernel device is attached.
     pub(crate) attach: AttachMode,
+    /// How much memory the clients of a socket, or the kernel, may take together, in bytes.
+    pub(crate) memory: usize,
     /// Where requests go: a queue of [`REQUEST_QUEUE`].
     pub(crate) requests: mpsc::Sender<DeviceRequest>,
     /// Where events go.

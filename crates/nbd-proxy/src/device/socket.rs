@@ -64,7 +64,7 @@ impl SocketDevice {
             exports: ["", &request.name]
                 .map(|name| client::export(name, &request.geometry))
                 .to_vec(),
-            inlet: request.requests.into(),
+            inlet: Inlet::new(request.requests, request.memory),
             clients: Arc::clone(&clients),
             path: path.clone(),
             tasks: JoinSet::new(),

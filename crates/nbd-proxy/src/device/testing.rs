@@ -43,6 +43,7 @@ impl Bench {
             geometry,
             hold: Duration::from_secs(60),
             attach: AttachMode::Automatic,
+            memory: super::budget::BUDGET,
             requests,
             events,
             runtime_dir: runtime_dir.path().canonicalize().unwrap(),

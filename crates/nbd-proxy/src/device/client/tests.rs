@@ -58,7 +58,7 @@ impl Device {
             handed
         });
         Self {
-            inlet: requests.into(),
+            inlet: Inlet::new(requests, BUDGET),
             handed,
         }
     }
