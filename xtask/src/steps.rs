@@ -57,7 +57,11 @@ pub(crate) const STEPS: [Step; 14] = [
         "libnbd, QEMU, nbdkit, nbd-server, fio, a program like bmcweb",
         peers,
     ),
-    step("package", "manual pages, completions", package),
+    step(
+        "package",
+        "manual pages, completions, the dashboard",
+        package,
+    ),
     step(
         "browser",
         "Chromium, Firefox and WebKit end to end",
