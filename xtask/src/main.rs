@@ -23,6 +23,7 @@ fn main() -> ExitCode {
             Err(unknown) => usage(&format!("there is no step {unknown:?}")),
         },
         ["man"] => report(manual::write()),
+        ["deb"] => report(manual::package()),
         ["help" | "-h" | "--help"] => {
             print!("{}", help());
             ExitCode::SUCCESS
@@ -63,7 +64,8 @@ fn help() -> String {
         "cargo xtask test           set up, then every step below in this order\n\
          cargo xtask test STEP...   only these steps\n\
          cargo xtask setup          install what the tests need\n\
-         cargo xtask man            write manual pages and completions for shells\n\nSteps:\n",
+         cargo xtask man            write manual pages and completions for shells\n\
+         cargo xtask deb            build a Debian package\n\nSteps:\n",
     );
     for step in &STEPS {
         text += &format!("  {:<11}{}\n", step.name, step.about);

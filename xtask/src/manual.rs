@@ -1,8 +1,8 @@
-//! `cargo xtask man`: manual pages, and completions for shells.
+//! `cargo xtask man`: manual pages, and completions for shells; `cargo xtask deb`: the Debian package with them.
 
 use std::path::PathBuf;
 
-use crate::command::{Failure, line, run, target_directory};
+use crate::command::{Failure, command, line, run, target_directory};
 
 /// Writes them, and gives the directory that has them in `man` and `completions`.
 pub(crate) fn write() -> Result<PathBuf, Failure> {
@@ -14,4 +14,17 @@ pub(crate) fn write() -> Result<PathBuf, Failure> {
     }
     run(line("cargo run --quiet -p nbd-proxy --example manual --").arg(&directory))?;
     Ok(directory)
+}
+
+/// Makes the Debian package of a release build, and gives the directory that has it.
+pub(crate) fn package() -> Result<PathBuf, Failure> {
+    run(&mut line("cargo build --quiet --release -p nbd-proxy"))?;
+    let manual = write()?;
+    let program = target_directory().join("release/nbd-proxy");
+    let output = target_directory().join("debian");
+    run(&mut command(
+        "packaging/debian/build",
+        [&program, &manual, &output],
+    ))?;
+    Ok(output)
 }

@@ -59,7 +59,7 @@ pub(crate) const STEPS: [Step; 14] = [
     ),
     step(
         "package",
-        "manual pages, completions, the dashboard",
+        "manual pages, completions, the dashboard, the Debian package",
         package,
     ),
     step(
