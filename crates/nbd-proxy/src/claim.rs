@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, Write},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -25,6 +26,9 @@ use crate::{
 /// proxy is gone.
 const PATIENCE: Duration = Duration::from_secs(2);
 const INTERVAL: Duration = Duration::from_millis(20);
+
+/// The mode of our files: their owner's alone.
+const PRIVATE: u32 = 0o600;
 
 /// The right of this process to attach one configuration. Released when dropped.
 #[derive(Debug)]
@@ -122,7 +126,7 @@ impl Claim {
     pub(crate) fn note_start(&self, subject: &Subject) -> Result<(), ClaimError> {
         let part = self.record.with_extension("state-part");
         let text = serde_json::to_vec(subject).map_err(io::Error::from);
-        text.and_then(|text| fs::write(&part, text))
+        text.and_then(|text| write_private(&part, &text))
             .and_then(|()| fs::rename(&part, &self.record))
             .map_err(file_error(&self.record))
     }
@@ -191,12 +195,25 @@ fn file_error(path: &Path) -> impl FnOnce(io::Error) -> ClaimError {
     move |source| ClaimError::File { path, source }
 }
 
+/// The image's name and its user's are not everybody's affair.
+fn write_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(PRIVATE)
+        .open(path)?;
+    file.write_all(content)
+}
+
+/// Whoever can open a lock can hold it, so nobody else is to.
 async fn lock(name: &str, path: &Path) -> Result<File, ClaimError> {
     let mut file = File::options()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(PRIVATE)
         .open(path)
         .map_err(file_error(path))?;
     let deadline = Instant::now() + PATIENCE;

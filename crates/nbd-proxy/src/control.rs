@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::{self, ErrorKind},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -92,7 +92,13 @@ impl Drop for ControlListener {
 /// name, since none of theirs begins with a dot.
 fn lock(path: &Path) -> io::Result<Option<File>> {
     let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
-    let file = File::create(path.with_file_name(format!(".{}.lock", name.display())))?;
+    // Whoever can open a lock can hold it, so nobody else is to.
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path.with_file_name(format!(".{}.lock", name.display())))?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),
         Err(Errno::WOULDBLOCK) => Ok(None),

@@ -1,5 +1,7 @@
 //! Where things are: the configuration file, and the runtime directory R with what belongs to one configuration.
 
+#[cfg(feature = "serve")]
+use std::os::unix::fs::MetadataExt as _;
 use std::{
     fmt::Write,
     fs,
@@ -9,6 +11,9 @@ use std::{
 
 use anyhow::{Context, bail};
 
+/// Of a directory's mode: its group, or anybody, may make and remove what is in it.
+#[cfg(feature = "serve")]
+const OTHERS_WRITE: u32 = 0o022;
 const CONFIGURATION_FILE: &str = "/etc/nbd-proxy/config.json";
 
 /// The configuration file: as given, else `$NBD_PROXY_CONFIG`, else the system's.
@@ -54,7 +59,8 @@ pub(crate) fn locate_runtime_dir() -> anyhow::Result<PathBuf> {
 }
 
 /// Where the server keeps what outlives it, made if need be and closed to others: as configured, else
-/// `$STATE_DIRECTORY`, `/var/lib/nbd-proxy` for root, or `nbd-proxy` in `$XDG_STATE_HOME`.
+/// `$STATE_DIRECTORY`, `/var/lib/nbd-proxy` for root, or `nbd-proxy` in `$XDG_STATE_HOME`. One that others can change is
+/// refused: they could have us show a key of theirs.
 #[cfg(feature = "serve")]
 pub(crate) fn state_dir(configured: Option<&Path>) -> anyhow::Result<PathBuf> {
     let directory = match configured {
@@ -71,6 +77,18 @@ pub(crate) fn state_dir(configured: Option<&Path>) -> anyhow::Result<PathBuf> {
                 directory.display()
             )
         })?;
+    let found = fs::metadata(&directory)
+        .with_context(|| format!("can't look at {}", directory.display()))?;
+    let is_ours = [0, rustix::process::geteuid().as_raw()].contains(&found.uid());
+    if !is_ours || found.mode() & OTHERS_WRITE != 0 {
+        bail!(
+            "the state directory {0} can be changed by others (UID {1}, mode {2:o}); make it ours with chown and chmod 700, \
+             or choose another with \"state-dir\" in \"serve\"",
+            directory.display(),
+            found.uid(),
+            found.mode() & 0o7777
+        );
+    }
     Ok(directory)
 }
 
@@ -118,6 +136,24 @@ pub(crate) fn runtime_file(runtime_dir: &Path, name: &str, suffix: &str) -> Path
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "serve")]
+    #[test]
+    fn a_state_directory_that_others_can_change_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let state = || state_dir(Some(&path));
+        assert_eq!(state().unwrap(), path);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
+        for mode in [0o777, 0o1777, 0o770] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let refused = state().unwrap_err().to_string();
+            assert!(refused.contains("can be changed by others"), "{refused}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(state().is_ok());
+    }
 
     #[test]
     fn a_name_never_leaves_the_runtime_directory() {

@@ -48,7 +48,7 @@ fn check_address(
 ) -> Result<Option<Host>, WrongAddress> {
     match client.peer {
         Peer::Control => Ok(None),
-        Peer::Network(_) => server.auth.check_address(uri, headers).map(Some),
+        Peer::Network(_) => server.auth.check_address(client, uri, headers).map(Some),
     }
 }
 

@@ -42,11 +42,12 @@ impl Names {
     }
 
     /// Checks that the request came to a name of ours and, if a page sent it, from a page of that name. Returns the
-    /// Host as it was understood. Programs send no Origin.
+    /// Host as it was understood. Programs send no Origin. `secure`: the request came over TLS.
     pub(in crate::serve) fn check(
         &self,
         uri: &Uri,
         headers: &HeaderMap,
+        secure: bool,
     ) -> Result<Host, WrongAddress> {
         let text = single(headers, &header::HOST).unwrap_or_default();
         let host = Host::parse(text)
@@ -58,7 +59,7 @@ impl Names {
             .ok_or_else(|| WrongAddress::Host(text.to_owned()))?;
         if headers.contains_key(header::ORIGIN) {
             let origin = single(headers, &header::ORIGIN).unwrap_or_default();
-            if !self.is_our_page(&host, origin) {
+            if !self.is_our_page(&host, origin, secure) {
                 return Err(WrongAddress::Origin(origin.to_owned()));
             }
         }
@@ -69,15 +70,16 @@ impl Names {
         host.is_address() || host.is_loopback() || self.hosts.contains(&host.name)
     }
 
-    /// Names compare without ports: a page of another port of the same host is as trusted as that host.
-    fn is_our_page(&self, host: &Host, origin: &str) -> bool {
+    /// Names compare without ports: a page of another port of the same host is as trusted as that host. Not so one that
+    /// came without TLS where we are asked with it: anybody on the way may have written it.
+    fn is_our_page(&self, host: &Host, origin: &str, secure: bool) -> bool {
         let origin = origin.to_ascii_lowercase();
         if self.origins.contains(&origin) {
             return true;
         }
         let authority = origin
-            .strip_prefix("http://")
-            .or_else(|| origin.strip_prefix("https://"));
+            .strip_prefix("https://")
+            .or_else(|| origin.strip_prefix("http://").filter(|_| !secure));
         authority.and_then(Host::parse).is_some_and(|page| {
             page.name == host.name || (page.is_loopback() && host.is_loopback())
         })
@@ -166,7 +168,7 @@ mod tests {
             headers.insert(header::ORIGIN, HeaderValue::from_str(origin).unwrap());
         }
         names()
-            .check(&Uri::from_static("/"), &headers)
+            .check(&Uri::from_static("/"), &headers, false)
             .map(|host| host.to_string())
     }
 
@@ -212,12 +214,12 @@ mod tests {
         let headers = headers(&[(header::HOST, "localhost")]);
         assert!(
             names()
-                .check(&Uri::from_static("http://evil.example/"), &headers)
+                .check(&Uri::from_static("http://evil.example/"), &headers, false)
                 .is_err()
         );
         assert!(
             names()
-                .check(&Uri::from_static("http://localhost/"), &headers)
+                .check(&Uri::from_static("http://localhost/"), &headers, false)
                 .is_ok()
         );
     }
@@ -226,7 +228,11 @@ mod tests {
     fn two_hosts_are_refused() {
         let mut headers = headers(&[(header::HOST, "localhost")]);
         headers.append(header::HOST, HeaderValue::from_static("localhost"));
-        assert!(names().check(&Uri::from_static("/"), &headers).is_err());
+        assert!(
+            names()
+                .check(&Uri::from_static("/"), &headers, false)
+                .is_err()
+        );
     }
 
     #[test]
@@ -240,6 +246,20 @@ mod tests {
         ] {
             assert!(address(host, Some(origin)).is_ok(), "{origin}");
         }
+    }
+
+    #[test]
+    fn over_tls_a_page_that_came_without_it_is_refused() {
+        let check = |origin: &str| {
+            let headers = headers(&[(header::HOST, "disk.example"), (header::ORIGIN, origin)]);
+            names().check(&Uri::from_static("/"), &headers, true)
+        };
+        assert!(check("https://disk.example").is_ok());
+        assert!(check("https://panel.example").is_ok());
+        assert_eq!(
+            check("http://disk.example"),
+            Err(WrongAddress::Origin("http://disk.example".to_owned()))
+        );
     }
 
     #[test]

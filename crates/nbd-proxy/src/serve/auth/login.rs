@@ -130,9 +130,10 @@ impl Auth {
         for value in self.cookie.values(headers, secure) {
             if let Some(found) = self.logins.find(value) {
                 self.logins.revoke(&found).await;
+                // Every link looks then, so strangers can't have it happen.
+                self.revocations.send_modify(|count| *count += 1);
             }
         }
-        self.revocations.send_modify(|count| *count += 1);
         self.cookie.remove(secure)
     }
 

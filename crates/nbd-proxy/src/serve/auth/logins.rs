@@ -5,6 +5,7 @@ mod table;
 
 use std::{
     fs::File,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{
         Mutex, MutexGuard, PoisonError,
@@ -161,7 +162,12 @@ impl Logins {
 
 impl LoginsFile {
     fn lock(directory: &Path) -> anyhow::Result<Self> {
-        let lock = File::create(directory.join("logins.lock"))?;
+        let lock = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(directory.join("logins.lock"))?;
         rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
             anyhow::anyhow!(
                 "another nbd-proxy serve uses the state directory {}; give this one its own with \"state-dir\" in \

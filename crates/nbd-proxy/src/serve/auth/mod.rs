@@ -173,10 +173,12 @@ impl Auth {
     /// Host as it was understood. Programs send no Origin.
     pub(super) fn check_address(
         &self,
+        client: &Client,
         uri: &Uri,
         headers: &HeaderMap,
     ) -> Result<Host, WrongAddress> {
-        self.names.check(uri, headers)
+        let secure = self.is_secure(client, headers);
+        self.names.check(uri, headers, secure)
     }
 
     /// Who sent this request: a program by `Authorization: Bearer` or, on a WebSocket, by a sole subprotocol; a browser

@@ -23,7 +23,7 @@ pub(super) const SIZE: usize = 1 << 20;
 pub(super) const PLACE: usize = 1 << 19;
 pub(super) const LENGTH: u32 = 4096;
 /// The most memory that the server may have in use after an attack, in bytes.
-const MEMORY: u64 = 256 << 20;
+pub(super) const MEMORY: u64 = 256 << 20;
 /// The neighbour's image, in bytes.
 const NEIGHBOUR_SIZE: usize = 100_000;
 
@@ -117,7 +117,7 @@ impl Arena {
         self.neighbour.reads_on();
         assert!(self.server.process.is_running());
         assert_eq!(self.server.get("/healthz").status, 200);
-        let memory = self.memory();
+        let memory = memory(&self.server);
         assert!(memory < MEMORY, "{memory} bytes in use");
         self.neighbour.pause();
         self.is_calm();
@@ -137,16 +137,13 @@ impl Arena {
 
     /// What the process has in memory just now, in bytes.
     pub(super) fn memory(&self) -> u64 {
-        let status = fs::read_to_string(self.proc("status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes = line.unwrap().trim().trim_end_matches(" kB");
-        kilobytes.parse::<u64>().unwrap() << 10
+        memory(&self.server)
     }
 
     /// Waits until the process uses hardly any time of a processor.
     fn is_calm(&self) {
         let ticks = || {
-            let stat = fs::read_to_string(self.proc("stat")).unwrap();
+            let stat = fs::read_to_string(proc(&self.server, "stat")).unwrap();
             let (_, fields) = stat.rsplit_once(") ").unwrap();
             let fields: Vec<&str> = fields.split(' ').collect();
             // utime and stime of proc_pid_stat(5), in hundredths of a second.
@@ -158,10 +155,30 @@ impl Arena {
             (ticks() - before <= 5).then_some(())
         });
     }
+}
 
-    fn proc(&self, file: &str) -> String {
-        format!("/proc/{}/{file}", self.server.process.id())
-    }
+/// What the server's process has in memory just now, in bytes.
+pub(super) fn memory(server: &Server) -> u64 {
+    let status = fs::read_to_string(proc(server, "status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line.unwrap().trim().trim_end_matches(" kB");
+    kilobytes.parse::<u64>().unwrap() << 10
+}
+
+fn proc(server: &Server, file: &str) -> String {
+    format!("/proc/{}/{file}", server.process.id())
+}
+
+/// Configuration `"0"` of any server has the image of an honest page; its reader.
+pub(super) fn attach(server: &Server) -> Disk {
+    let mut page = Page::open(server, &Kind::Plain.path());
+    page.negotiate(&Offer::default());
+    thread::spawn(move || page.serve(&image(SIZE)));
+    let device = server.device();
+    wait_for("the device", || {
+        UnixStream::connect(&device).is_ok().then_some(())
+    });
+    Disk::connect(&device)
 }
 
 /// What a reader has to get.

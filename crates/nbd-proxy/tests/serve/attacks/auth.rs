@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::arena;
 use crate::{
     harness::{People, Response, Server, cookie, password, wait_for},
     page::{ID, Page, link},
@@ -87,6 +88,21 @@ fn cross_site_websocket_hijacking() {
     }
     let ours = format!("Origin: http://{}", server.address);
     assert_eq!(open(&server, &[&cookie, &ours]), 101);
+}
+
+/// Defence: over TLS no page is ours that came without it, as one that somebody on the way has written.
+#[test]
+fn hijacking_by_a_page_that_came_without_tls() {
+    let proxies = r#", "tls-terminated": true, "trusted-proxies": {"addresses": ["127.0.0.1"]}"#;
+    let server = People::new(r#"["eva"]"#, proxies).serve();
+    let tls = "X-Forwarded-Proto: https";
+    let right = server.try_password("eva", &password("eva"), &[tls]);
+    let cookie = cookie(&right);
+    let written = format!("Origin: http://{}", server.address);
+    assert_eq!(open(&server, &[tls, &cookie, &written]), 403);
+    assert_eq!(eject(&server, &[tls, &cookie, &written], "{}").status, 403);
+    let ours = format!("Origin: https://{}", server.address);
+    assert_eq!(open(&server, &[tls, &cookie, &ours]), 101);
 }
 
 /// Defence: where a browser sends no Origin, its Sec-Fetch-Site is looked at.
@@ -221,9 +237,16 @@ fn brute_force_from_many_addresses_and_a_lockout_by_it() {
 /// Defence: one password is checked at a time, few may wait, and no session waits with them.
 #[test]
 fn a_flood_of_logins() {
-    let server = behind_a_proxy();
+    let mut server = behind_a_proxy();
     let cookie = server.sign_in("eva");
-    let attempts: Vec<_> = (0..64)
+    let token = server.passwd(&["token", "add", "page", "--user", "eva"], "");
+    server.token = token.trim().to_owned();
+    wait_for("the token", || {
+        let bearer = format!("Authorization: Bearer {}", server.token);
+        (status(&server, &[&bearer]) == 200).then_some(())
+    });
+    let mut session = arena::attach(&server);
+    let attempts: Vec<_> = (0..256)
         .map(|number| {
             let body = json!({"user": format!("user{number}"), "password": "wrong"}).to_string();
             let from = format!("X-Forwarded-For: 198.51.100.{number}");
@@ -231,6 +254,11 @@ fn a_flood_of_logins() {
         })
         .collect();
     assert_eq!(status(&server, &[&cookie]), 200);
+    for _ in 0..8 {
+        assert!(session.read_all() == *arena::image(arena::SIZE));
+    }
+    let memory = arena::memory(&server);
+    assert!(memory < arena::MEMORY, "{memory} bytes in use");
     let answers: Vec<_> = attempts.into_iter().map(Response::read).collect();
     let count = |status| {
         answers

@@ -54,6 +54,28 @@ fn another_user_who_would_connect() {
     arena.survives();
 }
 
+/// Defence: crates/nbd-proxy/src/claim.rs and control.rs: the modes of files. Whoever can open a lock can hold it, and
+/// keep us from starting.
+#[test]
+fn another_user_who_would_hold_our_locks_or_read_what_is_attached() {
+    let arena = Arena::new();
+    arena.server.write_hook("exit 0");
+    let _page = arena.attached(Kind::V1, false);
+    let mut seen = Vec::new();
+    for folder in ["run", "state"] {
+        for entry in fs::read_dir(arena.server.folder.path().join(folder)).unwrap() {
+            let entry = entry.unwrap();
+            let mode = entry.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o077, 0, "{:?}", entry.path());
+            seen.push(entry.file_name().into_string().unwrap());
+        }
+    }
+    for file in ["logins.lock", "control.sock", "0.lock", "0.state"] {
+        assert!(seen.iter().any(|name| name == file), "{file}: {seen:?}");
+    }
+    arena.survives();
+}
+
 /// Defence: crates/nbd-proxy/src/device/socket/place.rs, `check_folders`.
 #[test]
 fn a_folder_that_everybody_can_change() {
