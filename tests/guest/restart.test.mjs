@@ -1,8 +1,12 @@
 // A server that is killed, or makes way for the next one, under a kernel device in use: the reader notices a pause.
 
 import assert from "node:assert/strict";
+import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { Guest, Setting } from "../lib/guest.mjs";
+import { noise, sha256 } from "../lib/images.mjs";
+import { attach, said, waitUntilSaid } from "../lib/page.mjs";
+import { temporaryFolder } from "../lib/process.mjs";
 import { PROGRAM } from "../lib/program.mjs";
 
 /** The longest that nothing may be answered, in seconds: three times what is promised, for an emulated processor. */
@@ -50,14 +54,14 @@ while not os.path.exists(told):
 print("pause %.2f" % pause, flush=True)
 `;
 
-/** @typedef {Awaited<ReturnType<Setting["start"]>>} Job */
-
 /** @type {Guest} */
 let guest;
 before(async () => {
   guest = await Guest.boot();
 });
 after(() => guest.stop());
+
+/** @typedef {Awaited<ReturnType<Setting["start"]>>} Job */
 
 /** A reader of /dev/nbd0 in the guest. */
 class Reader {
@@ -108,8 +112,14 @@ class Reader {
 }
 
 /** @param {import("node:test").TestContext} t @param {Record<string, unknown>} [members] of the configuration */
+function make(t, members = {}) {
+  const configurations = { 0: { "nbd-device": "/dev/nbd0", ...members } };
+  return Setting.make(t, guest, configurations, { serve: { audit: "stderr" } });
+}
+
+/** @param {import("node:test").TestContext} t @param {Record<string, unknown>} [members] of the configuration */
 async function shared(t, members = {}) {
-  const setting = await Setting.make(t, guest, { 0: { "nbd-device": "/dev/nbd0", ...members } });
+  const setting = await make(t, members);
   const image = `${setting.folder}/image`;
   await guest.run(`head -c ${SIZE}M /dev/urandom >${image}`);
   return { setting, image, hash: await guest.hash(image) };
@@ -153,5 +163,46 @@ test("a killed server and one that makes way have successors, with 16 requests i
     calls.map(({ action, env }) => `${action} ${env.NBD_PROXY_REASON}`),
     ["start attached", "stop ejected"],
   );
+  assert.equal(await guest.sectors("/dev/nbd0"), 0);
+});
+
+test("a killed server has a successor, to which the page comes back by itself", async (t) => {
+  const setting = await make(t);
+  const image = await noise(join(await temporaryFolder(t), "disk.img"), SIZE << 20);
+  const first = await setting.serve(8000);
+  const { tab, session } = await attach(t, "chromium", first, image);
+  const reader = await Reader.start(setting);
+  await reader.reads();
+  await reader.isReading();
+  await first.program.kill("KILL");
+  await first.program.ended();
+
+  const next = await setting.serve(8000);
+  await reader.reads();
+  await waitUntilSaid(tab, /connected again/i);
+  assert.equal((await next.attached("0")).since, session.since, await said(tab));
+  const pause = await reader.finish(await sha256(image));
+  t.diagnostic(`the reader's longest pause: ${pause} s`);
+  assert.ok(pause <= PAUSE, `${pause} s`);
+  const events = [...(await next.program.output()).matchAll(/"event":"(\w+)"/g)];
+  const ofSession = events.map(([, event]) => event).filter((event) => !/^server/.test(event));
+  assert.deepEqual(ofSession.slice(0, 3), ["restored", "held", "resumed"]);
+  await tab.click("#stop");
+  await next.detached("0");
+});
+
+test("the device of a configuration that is no more is freed", async (t) => {
+  const { setting, image } = await shared(t);
+  const server = await setting.serve(8000);
+  const sharing = await share(setting, image, server);
+  await server.attached("0");
+  for (const program of [sharing, server.program]) {
+    await program.kill("KILL");
+    await program.ended();
+  }
+  await guest.run(`sed -i 's/"0":/"other":/' ${setting.folder}/config.json`);
+  const next = await setting.serve(8000);
+  await next.program.says(/left of configuration "0".*\/dev\/nbd0 was still attached/);
+  await guest.waitFor("the record is gone", `[ ! -e ${setting.folder}/run/0.session ]`);
   assert.equal(await guest.sectors("/dev/nbd0"), 0);
 });

@@ -134,8 +134,9 @@ export class Setting {
    * @param {import("node:test").TestContext} t
    * @param {Guest} guest
    * @param {Record<string, Record<string, unknown>>} configurations
+   * @param {Record<string, unknown>} [settings] beside `configurations`
    */
-  static async make(t, guest, configurations) {
+  static async make(t, guest, configurations, settings = {}) {
     const folder = await guest.run("mktemp -d");
     const setting = new Setting(guest, folder);
     atEnd(t, () => setting.#end());
@@ -146,7 +147,7 @@ export class Setting {
     ]);
     await guest.write(
       `${folder}/config.json`,
-      JSON.stringify({ configurations: Object.fromEntries(all) }),
+      JSON.stringify({ ...settings, configurations: Object.fromEntries(all) }),
     );
     // What a hook sees of the device is part of its record: the size in sectors, and that it can be read. The record
     // is written at once, so that nobody sees half of it.

@@ -44,11 +44,24 @@ export async function configure(t, configurations, settings = {}) {
  * @param {string[]} [more] arguments
  */
 export async function serve(t, configurations, settings, more = []) {
-  const { folder, file, env } = await configure(t, configurations, settings);
-  const args = ["serve", "--config", file, "--listen", "127.0.0.1:0", ...more];
+  return serveAt(t, "127.0.0.1:0", await configure(t, configurations, settings), more);
+}
+
+/**
+ * The same at an address, with what `configure` made: where another server has been before.
+ *
+ * @param {TestContext} t
+ * @param {string} host with its port
+ * @param {Awaited<ReturnType<typeof configure>>} setting
+ * @param {string[]} [more] arguments
+ */
+export async function serveAt(t, host, setting, more = []) {
+  const { folder, file, env } = setting;
+  const args = ["serve", "--config", file, "--listen", host, ...more];
   const program = background(t, PROGRAM, args, { env });
   const [address] = await program.says(/^https?:\/\/\S+#token=\S+$/m);
-  return Object.assign(new Server(address), { program, folder, messages: () => program.stderr });
+  const messages = () => program.stderr;
+  return Object.assign(new Server(address), { program, setting, folder, messages });
 }
 
 /** A running `nbd-proxy serve`, as one who has its address sees it. */

@@ -10,7 +10,7 @@ import { noise, sha256 } from "../lib/images.mjs";
 import { Line } from "../lib/line.mjs";
 import { browser, openPage, ready, said, waitUntilSaid } from "../lib/page.mjs";
 import { atEnd, background, freePort, temporaryFolder, waitFor } from "../lib/process.mjs";
-import { serve } from "../lib/program.mjs";
+import { serve, serveAt } from "../lib/program.mjs";
 import { Reader } from "../lib/reader.mjs";
 
 const SOCKET = { 0: { device: "unix:", hold: 120 } };
@@ -351,6 +351,26 @@ test("an eject while the tab is away ends the offer", async (t) => {
   await offered(tab);
   await server.api("configurations/0/eject", { method: "POST", body: `{"force":true}` });
   await waitFor("the offer is gone", () => tab.evaluate(`document.getElementById("offer").hidden`));
+});
+
+test("a server that was killed and started anew lets the page in by its cookie, which attaches the image anew", async (t) => {
+  const server = await serve(t, SOCKET);
+  const image = await makeImage(server);
+  const tab = await openPage(t, "chromium", server);
+  await tab.choose("#file", image);
+  await tab.click("#go");
+  const { since } = await server.attached("0");
+  await server.program.stop("SIGKILL");
+  await waitUntilSaid(tab, /reconnecting.*\d:\d\d left/is);
+
+  const next = await serveAt(t, server.url.host, server.setting);
+  const session = await next.attached("0").catch(async (error) => {
+    assert.fail(`${error.message}\n${await said(tab)}\n${next.messages()}`);
+  });
+  assert.notEqual(session.since, since, "a device on a socket goes with its server");
+  const reader = new Reader(t, `nbd+unix:///?socket=${session.device}`);
+  await assertWhole(reader, image);
+  await waitUntilSaid(tab, /had given the disk up; attached anew/i);
 });
 
 /** @param {TestContext} t @param {number} port @param {Server} server */

@@ -1,5 +1,8 @@
 //! Exclusive use of a configuration: its lock, and what a killed predecessor left.
 
+#[cfg(feature = "serve")]
+mod orphans;
+
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, Write},
@@ -21,6 +24,9 @@ use crate::{
     hook::{Action, Hook, Subject},
     keep, paths, record, report,
 };
+
+#[cfg(feature = "serve")]
+pub(crate) use orphans::clean_up_orphans;
 
 /// How long a predecessor that is about to end is waited for: a page that is reloaded connects anew before its old
 /// proxy is gone.

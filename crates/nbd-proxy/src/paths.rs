@@ -133,6 +133,32 @@ pub(crate) fn runtime_file(runtime_dir: &Path, name: &str, suffix: &str) -> Path
     runtime_dir.join(format!("{file}.{suffix}"))
 }
 
+/// The names of the configurations that have a `R/NAME.SUFFIX`, in no order.
+#[cfg(feature = "serve")]
+pub(crate) fn runtime_names(runtime_dir: &Path, suffix: &str) -> Vec<String> {
+    let entries = fs::read_dir(runtime_dir).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let path = entry.path();
+            let name = decode(path.file_stem()?.to_str()?)?;
+            (runtime_file(runtime_dir, &name, suffix) == path).then_some(name)
+        })
+        .collect()
+}
+
+/// A name, as [`runtime_file`] wrote it.
+#[cfg(feature = "serve")]
+fn decode(file: &str) -> Option<String> {
+    let mut parts = file.split('%');
+    let mut name = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2)?;
+        name.push(u8::from_str_radix(digits, 16).ok()?);
+        name.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(name).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,5 +193,27 @@ mod tests {
     fn different_names_have_different_files() {
         let file = |name| runtime_file(Path::new("/r"), name, "lock");
         assert_ne!(file("a/b"), file("a%2Fb"));
+    }
+
+    #[test]
+    #[cfg(feature = "serve")]
+    fn the_names_in_the_runtime_directory_are_those_that_were_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["0", "a/b", "a%2Fb", ".x", "Büro 3"];
+        for name in names {
+            fs::write(runtime_file(folder.path(), name, "lock"), "").unwrap();
+        }
+        for other in [
+            "b.state",
+            "c%.lock",
+            "d%zz.lock",
+            "e%ff.lock",
+            ".c.sock.lock",
+        ] {
+            fs::write(folder.path().join(other), "").unwrap();
+        }
+        let mut found = runtime_names(folder.path(), "lock");
+        found.sort_unstable();
+        assert_eq!(found, [".x", "0", "Büro 3", "a%2Fb", "a/b"]);
     }
 }

@@ -13,6 +13,7 @@ use super::{
     worker::{Worker, session_config},
 };
 use crate::{
+    audit::Event,
     claim::Claim,
     device::{
         AttachedDevice, DeviceError,
@@ -138,6 +139,7 @@ impl Worker {
         } else {
             HookState::Settled
         };
+        self.audit(Event::Restored);
         self.show_device(now, DevicePhase::Attached);
         self.start_keeper(now);
     }

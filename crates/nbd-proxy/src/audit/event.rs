@@ -62,6 +62,9 @@ pub(crate) enum Event {
     Resumed(Session),
     /// Another link of the same user serves the session on.
     TakenOver(Session),
+    /// A new process goes on with the session of one that is gone, which waits for a link.
+    #[cfg(feature = "serve")]
+    Restored(Session),
     /// The session's link is lost; the machine waits.
     Held {
         /// Which.

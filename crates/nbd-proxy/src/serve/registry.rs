@@ -23,7 +23,7 @@ use super::{
 use crate::{
     attachment::{Adoption, Attachment, EjectError, Ejected, Outcome, Phase, Settings, Status},
     audit::Audit,
-    claim::{Claim, ClaimError},
+    claim::{self, Claim, ClaimError},
     config::{Config, Configuration, Right},
     link::{Link, Peer},
     record, report,
@@ -66,12 +66,15 @@ impl Registry {
                 slot
             })
             .collect();
+        let (config, runtime_dir) = (Arc::clone(config), runtime_dir.to_owned());
+        let most_sessions = config.serve.limits.sessions;
+        tokio::spawn(async move { claim::clean_up_orphans(&config, &runtime_dir).await });
         Self {
             slots,
             version,
             closed: AtomicBool::new(false),
             sessions,
-            most_sessions: config.serve.limits.sessions,
+            most_sessions,
         }
     }
 

@@ -108,6 +108,24 @@ fn a_record_that_is_of_no_use_is_told_and_removed() {
 }
 
 #[test]
+fn what_is_left_of_a_configuration_that_is_no_more_is_removed_and_told() {
+    let folder = Server::folder("unix:FOLDER/0.sock", "\"hold\": 60", "");
+    let run = record(&folder).parent().unwrap().to_path_buf();
+    for file in ["gone.lock", "gone.session", "gone.state"] {
+        std::fs::write(run.join(file), "").unwrap();
+    }
+    let server = Server::again(folder);
+    wait_for("the word of the hook", || {
+        let said = server.process.said();
+        said.contains("was not told to stop").then_some(())
+    });
+    assert!(!run.join("gone.session").exists());
+    let stderr = stop(server);
+    let said = "left of configuration \"gone\", which there is no more: ";
+    assert!(stderr.contains(said), "{stderr}");
+}
+
+#[test]
 fn sessions_that_cannot_be_kept_end_in_order() {
     let Server {
         folder, process, ..
