@@ -82,12 +82,19 @@ class Reader {
     return new Reader(await setting.start(`python3 ${folder}/reader.py /dev/nbd0 ${told}`), told);
   }
 
-  /** Waits until its requests are in flight. */
-  async isReading() {
+  /**
+   * Sends a server a signal at a moment when 16 requests are in flight: those that come while it is stopped.
+   *
+   * @param {Job} server @param {"KILL" | "TERM"} signal
+   */
+  async interrupt(server, signal) {
+    await server.kill("STOP");
     await guest.waitFor(
       "16 requests are in flight",
       `[ "$(awk '{print $1}' /sys/block/nbd0/inflight)" -ge 16 ]`,
     );
+    await server.kill(signal);
+    if (signal !== "KILL") await server.kill("CONT");
   }
 
   async passes() {
@@ -143,8 +150,7 @@ test("a killed server and one that makes way have successors, with 16 requests i
     ["KILL", 128 + 9],
     ["TERM", 0],
   ])) {
-    await reader.isReading();
-    await server.program.kill(signal);
+    await reader.interrupt(server.program, signal);
     assert.equal(await server.program.ended(), status, await server.program.output());
     server = await setting.serve(8000, args);
     await reader.reads();
@@ -173,8 +179,7 @@ test("a killed server has a successor, to which the page comes back by itself", 
   const { tab, session } = await attach(t, "chromium", first, image);
   const reader = await Reader.start(setting);
   await reader.reads();
-  await reader.isReading();
-  await first.program.kill("KILL");
+  await reader.interrupt(first.program, "KILL");
   await first.program.ended();
 
   const next = await setting.serve(8000);
