@@ -2,7 +2,10 @@
 
 import { NBDServer } from "../nbd/nbd.js";
 import { access, eject, follow, linkAddress, login } from "./api.js";
+import { Digest } from "./digest.js";
 import { reopen } from "./files.js";
+import { inspect } from "./inspect/inspect.js";
+import { blobSource } from "./inspect/source.js";
 import { forget, recall, remember } from "./memory.js";
 import { RateMeter } from "./rate.js";
 import { infoOf, isSame, offerAt } from "./resume.js";
@@ -14,6 +17,7 @@ const RETRY_MS = 3000;
 const TICK_MS = 1000;
 
 let state = initial();
+const digest = new Digest();
 let meter = new RateMeter();
 /** @type {NBDServer | null} */
 let server = null;
@@ -28,6 +32,8 @@ const view = new View({
   refuse: (problem) => dispatch({ type: "refuse", problem }),
   choose: (name) => dispatch({ type: "choose", name }),
   start: () => start(),
+  digest: computeDigest,
+  cancelDigest,
   resume,
   takeOver: () => start(true),
   stop,
@@ -58,10 +64,32 @@ function render() {
 
 /** @param {File} image @param {FileSystemFileHandle | null} [handle] */
 function chooseImage(image, handle = null) {
-  dispatch({ type: "image", image, handle });
+  take(image, handle);
   // Who answers the offer with its image need not press Start.
   const offer = offerAt(state, state.chosen);
   if (offer !== null && isSame(offer.memo.image, infoOf(image))) start();
+}
+
+/** @param {File} image @param {FileSystemFileHandle | null} [handle] */
+function take(image, handle = null) {
+  digest.cancel();
+  dispatch({ type: "image", image, handle });
+  inspect(blobSource(image)).then(
+    (findings) => dispatch({ type: "findings", image, findings }),
+    // It cannot be read: nbd.js says why, with a remedy, as soon as it is attached.
+    () => {},
+  );
+}
+
+function computeDigest() {
+  const { image } = state;
+  if (image === null) return;
+  digest.start(image, (progress) => dispatch({ type: "digest", image, digest: progress }));
+}
+
+function cancelDigest() {
+  digest.cancel();
+  if (state.image !== null) dispatch({ type: "digest", image: state.image, digest: null });
 }
 
 /** Goes on with the session that is offered. */
@@ -91,7 +119,7 @@ async function start(takeover = false) {
     return;
   }
   if (state.image === null && view.chosenFile !== null) {
-    dispatch({ type: "image", image: view.chosenFile });
+    take(view.chosenFile);
   }
   const { attachment: before } = state;
   const session = offerAt(state, state.chosen)?.memo.session;

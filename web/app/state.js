@@ -56,6 +56,8 @@ import { emptyImage, explain, named, nothingChosen, notTheSame, place, sentence 
  * @property {string | null} chosen the chosen configuration's name
  * @property {boolean} picked whether it was a person who chose it
  * @property {File | null} image
+ * @property {import("./inspect/inspect.js").Findings | null} findings what the image is, once it was looked at
+ * @property {import("./digest-worker.js").Progress | null} digest of the image, where it was asked for
  * @property {FileSystemFileHandle | null} handle the image's, where the browser gives one
  * @property {Memo[]} memos what this browser has served and may go on with
  * @property {Problem | null} problem that kept the page from starting
@@ -69,6 +71,8 @@ import { emptyImage, explain, named, nothingChosen, notTheSame, place, sentence 
  *   | {type: "configuration", configuration: Configuration}
  *   | {type: "choose", name: string}
  *   | {type: "image", image: File, handle?: FileSystemFileHandle | null}
+ *   | {type: "findings", image: File, findings: NonNullable<State["findings"]>}
+ *   | {type: "digest", image: File, digest: State["digest"]}
  *   | {type: "memos", memos: Memo[]}
  *   | {type: "remember", memo: Memo}
  *   | {type: "refuse", problem: Problem}
@@ -100,6 +104,8 @@ export function initial() {
     chosen: null,
     picked: false,
     image: null,
+    findings: null,
+    digest: null,
     handle: null,
     memos: [],
     problem: null,
@@ -142,6 +148,10 @@ export function reduce(state, event, at) {
       return followingOffer(withAccess(state, event.access, at));
     case "configuration":
       return followingOffer(withConfiguration(state, event.configuration, at));
+    case "findings":
+      return event.image === state.image ? { ...state, findings: event.findings } : state;
+    case "digest":
+      return event.image === state.image ? { ...state, digest: event.digest } : state;
     case "memos":
       return followingOffer({ ...state, memos: event.memos });
     case "remember":
@@ -245,7 +255,7 @@ function withConfiguration(state, changed, at) {
 
 /** @param {State} state @param {File} image @param {number} at @returns {State} */
 function withImage(state, image, at) {
-  const fresh = { ...state, attachment: null };
+  const fresh = { ...state, attachment: null, findings: null, digest: null };
   if (image.size === 0) {
     return withProblem({ ...fresh, image: null }, emptyImage(image.name), at);
   }

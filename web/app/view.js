@@ -3,6 +3,7 @@
 import { ConfigurationList, setText } from "./configurations.js";
 import { canPick, handleOf, pick } from "./files.js";
 import { bytes, count, duration, rate } from "./format.js";
+import { ImageCard } from "./image-card.js";
 import { isAtHand, offerAt } from "./resume.js";
 import { isActive, mayTakeOver } from "./state.js";
 import { notOneFile, offerText, paddingNote, progress, sentence, summary } from "./words.js";
@@ -12,6 +13,8 @@ import { notOneFile, offerText, paddingNote, progress, sentence, summary } from 
 /**
  * @typedef {object} Handlers
  * @property {(image: File, handle: FileSystemFileHandle | null) => void} image
+ * @property {() => void} digest
+ * @property {() => void} cancelDigest
  * @property {() => void} resume
  * @property {() => void} takeOver
  * @property {(problem: import("./words.js").Problem) => void} refuse
@@ -38,6 +41,7 @@ export class View {
       find("configurations-note"),
       handlers,
     );
+    this.image = new ImageCard(find("facts"), handlers);
     this.picker = canPick;
     /** @type {State["log"] | null} */
     this.logged = null;
@@ -55,6 +59,7 @@ export class View {
     const active = isActive(state);
     this.#renderLogin(state);
     this.#renderImage(state, active);
+    this.image.render(state);
     this.configurations.render(state, active, now);
     this.#renderOffer(state, active, now);
     this.#renderButtons(active);

@@ -1,0 +1,73 @@
+// Shows what the chosen image is.
+
+import { setText } from "./configurations.js";
+import { boots, kind, remarks } from "./image-words.js";
+
+/** @typedef {import("./state.js").State} State */
+
+export class ImageCard {
+  /** @param {HTMLElement} root @param {{digest: () => void, cancelDigest: () => void}} handlers */
+  constructor(root, handlers) {
+    this.root = root;
+    this.kind = part(root, "kind");
+    this.boots = part(root, "boots");
+    this.label = part(root, "label");
+    this.sum = part(root, "sum");
+    this.remarks = part(root, "remarks");
+    this.button = part(root, "digest");
+    /** @type {State["digest"]} */
+    this.digest = null;
+    this.button.addEventListener("click", () => {
+      if (this.digest !== null && this.digest.hex === "") handlers.cancelDigest();
+      else handlers.digest();
+    });
+  }
+
+  /** @param {State} state */
+  render({ image, findings, digest, configurations, chosen }) {
+    this.root.hidden = image === null;
+    if (image === null) return;
+    this.digest = digest;
+    setText(this.kind, findings === null ? "Looking…" : kind(findings));
+    setText(this.boots, findings === null ? "…" : boots(findings));
+    setText(this.label, findings?.label || "None");
+    setText(this.sum, sum(digest, image.size));
+    setText(this.button, digest === null ? "Compute" : "Cancel");
+    this.button.hidden = digest !== null && (digest.hex !== "" || digest.error !== "");
+    const media = configurations.find(({ name }) => name === chosen)?.metadata?.media;
+    this.#renderRemarks(findings === null ? [] : remarks(findings, image, media));
+  }
+
+  /** @param {import("./image-words.js").Remark[]} found */
+  #renderRemarks(found) {
+    const key = JSON.stringify(found);
+    // A live region that is left alone is not read out again.
+    if (this.remarks.dataset.key === key) return;
+    this.remarks.dataset.key = key;
+    this.remarks.replaceChildren(
+      ...found.map(({ tone, text, command }) => {
+        const item = document.createElement("li");
+        item.dataset.tone = tone;
+        item.textContent = text;
+        if (command !== "") {
+          const code = document.createElement("code");
+          code.textContent = command;
+          item.append(" ", code);
+        }
+        return item;
+      }),
+    );
+  }
+}
+
+/** @param {State["digest"]} digest @param {number} size @returns {string} */
+function sum(digest, size) {
+  if (digest === null) return "Not computed";
+  if (digest.error !== "") return digest.error;
+  return digest.hex || `${Math.floor((digest.done / size) * 100)}%`;
+}
+
+/** @param {HTMLElement} root @param {string} name @returns {HTMLElement} */
+function part(root, name) {
+  return /** @type {HTMLElement} */ (root.querySelector(`[data-part=${name}]`));
+}
