@@ -5,16 +5,17 @@ import { boots, kind, remarks } from "./image-words.js";
 
 /** @typedef {import("./state.js").State} State */
 
+const NOTHING = "–";
+
 export class ImageCard {
   /** @param {HTMLElement} root @param {{digest: () => void, cancelDigest: () => void}} handlers */
   constructor(root, handlers) {
-    this.root = root;
     this.kind = part(root, "kind");
     this.boots = part(root, "boots");
     this.label = part(root, "label");
     this.sum = part(root, "sum");
     this.remarks = part(root, "remarks");
-    this.button = part(root, "digest");
+    this.button = /** @type {HTMLButtonElement} */ (part(root, "digest"));
     /** @type {State["digest"]} */
     this.digest = null;
     this.button.addEventListener("click", () => {
@@ -25,17 +26,17 @@ export class ImageCard {
 
   /** @param {State} state */
   render({ image, findings, digest, configurations, chosen }) {
-    this.root.hidden = image === null;
-    if (image === null) return;
+    const unknown = image === null ? NOTHING : "…";
     this.digest = digest;
-    setText(this.kind, findings === null ? "Looking…" : kind(findings));
-    setText(this.boots, findings === null ? "…" : boots(findings));
-    setText(this.label, findings?.label || "None");
-    setText(this.sum, sum(digest, image.size));
+    setText(this.kind, findings === null ? unknown : kind(findings));
+    setText(this.boots, findings === null ? unknown : boots(findings));
+    setText(this.label, findings === null ? unknown : findings.label || "None");
+    setText(this.sum, image === null ? NOTHING : sum(digest, image.size));
+    this.button.disabled = image === null;
     setText(this.button, digest === null ? "Compute" : "Cancel");
     this.button.hidden = digest !== null && (digest.hex !== "" || digest.error !== "");
     const media = configurations.find(({ name }) => name === chosen)?.metadata?.media;
-    this.#renderRemarks(findings === null ? [] : remarks(findings, image, media));
+    this.#renderRemarks(findings === null || image === null ? [] : remarks(findings, image, media));
   }
 
   /** @param {import("./image-words.js").Remark[]} found */
