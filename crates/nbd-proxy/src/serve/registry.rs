@@ -256,8 +256,11 @@ impl Slot {
             metadata: configuration.metadata.clone(),
             may: Vec::new(),
             session: self
-                .attachment()
-                .and_then(|attachment| SessionView::of(&attachment.status().borrow())),
+                .occupancy
+                .borrow()
+                .occupant
+                .as_ref()
+                .and_then(|occupant| SessionView::of(&occupant.status())),
         }
     }
 
