@@ -63,6 +63,15 @@ pub(super) async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpList
     Ok(listeners)
 }
 
+/// Listens on sockets that do already.
+pub(super) fn adopt(listeners: Vec<std::net::TcpListener>) -> io::Result<Vec<TcpListener>> {
+    let adopt = |listener: std::net::TcpListener| {
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    };
+    listeners.into_iter().map(adopt).collect()
+}
+
 /// What a client has shown before it spoke HTTP.
 #[derive(Debug, Default)]
 pub(super) struct Shown {

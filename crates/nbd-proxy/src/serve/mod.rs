@@ -11,18 +11,19 @@ mod listen;
 mod metrics;
 pub(crate) mod path;
 mod patience;
+mod prepare;
 mod refusal;
 mod registry;
 mod rights;
 mod router;
 mod seats;
+mod service;
 mod tls;
 
 use std::{
     fmt,
     io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -41,13 +42,9 @@ use tokio::{
 pub(crate) use crate::secret::random_hex;
 use crate::{
     audit::{self, Audit, Event, Who},
-    cli::ServeArgs,
-    config::{Config, ConfigError, ServeLimits, Strictness},
-    control::{self, ControlListener},
-    paths,
-    privileged::{self, Helper},
-    report,
-    sandbox::{self, Needs},
+    config::{Config, ServeLimits},
+    control::ControlListener,
+    paths, report,
     secret::Secret,
     signals::Signals,
 };
@@ -56,6 +53,7 @@ use http::Body;
 use limits::{Limit, Reached};
 use listen::Secured;
 use metrics::Metrics;
+pub(crate) use prepare::{Prepared, load, prepare};
 use registry::Registry;
 use seats::{Occupied, Seat, Seats};
 use tls::Tls;
@@ -175,72 +173,6 @@ impl fmt::Display for Peer {
     }
 }
 
-/// A server that is about to start.
-pub(crate) struct Prepared {
-    args: ServeArgs,
-    config: Arc<Config>,
-    addresses: Vec<SocketAddr>,
-    runtime_dir: PathBuf,
-    control_path: PathBuf,
-}
-
-/// Reads the configuration, and sees whether what it names can be.
-pub(crate) fn prepare(args: ServeArgs) -> anyhow::Result<Prepared> {
-    let config = Arc::new(load(args.config.as_deref())?);
-    let wants_tls = args.tls_self_signed || config.serve.tls.is_some();
-    let addresses = listen::addresses(&args.listen, &config.serve, wants_tls)?;
-    for one in &config.configurations {
-        let checked = one.device.check();
-        checked.with_context(|| format!("configuration {:?}", one.name))?;
-    }
-    let runtime_dir = paths::runtime_dir()?;
-    let control_path = args
-        .control
-        .clone()
-        .unwrap_or_else(|| control::default_path(&runtime_dir));
-    Ok(Prepared {
-        args,
-        config,
-        addresses,
-        runtime_dir,
-        control_path,
-    })
-}
-
-impl Prepared {
-    /// Starts the helper, and gives up what the server does not need. Whatever the process starts from then on, threads
-    /// above all, has no more; so this comes before the runtime.
-    pub(crate) fn give_up_power(&self) -> anyhow::Result<()> {
-        let helper = Helper::start(self.args.config.as_deref())?;
-        load_drivers(&self.config);
-        let mut needs = Needs::of(&self.config, &self.addresses);
-        needs.write_in(&self.runtime_dir);
-        needs.write_beside(&self.control_path);
-        if let Ok(directory) = paths::state_dir(self.config.serve.state_dir.as_deref()) {
-            needs.write_in(&directory);
-        }
-        let in_force = sandbox::enter(&needs)?;
-        if !in_force.is_all() {
-            report::warning(format_args!(
-                "{in_force}; nbd-proxy check says what is missing"
-            ));
-        }
-        privileged::watch(helper)?;
-        Ok(())
-    }
-}
-
-/// Loads the kernel's NBD driver where a device may need it, since only devices that exist now are left to us.
-fn load_drivers(config: &Config) {
-    let needed = config
-        .configurations
-        .iter()
-        .any(|one| one.device.may_be_kernel());
-    if needed && !nbd_kernel::nbd::driver_loaded() && rustix::process::geteuid().is_root() {
-        let _ = privileged::load_nbd(); // without it attaching says what is missing
-    }
-}
-
 /// Serves until a signal.
 pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
     // First of all: a signal that comes while we start is not lost.
@@ -250,10 +182,14 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
         args,
         config,
         addresses,
+        passed,
         runtime_dir,
         control_path,
     } = prepared;
-    let listeners = listen::bind(&addresses).await?;
+    let listeners = match passed {
+        passed if passed.is_empty() => listen::bind(&addresses).await?,
+        passed => listen::adopt(passed)?,
+    };
     let control = ControlListener::bind(&control_path).await?;
     let first = listeners
         .first()
@@ -264,7 +200,11 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
     let auth = Auth::new(first.port(), &config.serve, state_dir())?;
     rights::warn(&config, &auth);
     let audit = audit::of(&config.serve)?;
-    audit.tell(started(&listeners));
+    let listening = listeners
+        .iter()
+        .map(TcpListener::local_addr)
+        .collect::<io::Result<Vec<_>>>()?;
+    audit.tell(started(&listening));
     let limits = config.serve.limits;
     let (stop, stopping) = watch::channel(false);
     let server = Arc::new(Server {
@@ -291,8 +231,11 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
     let control = tokio::spawn(listen::take_all(Arc::clone(&server), control));
     let scheme = if tls.is_some() { "https" } else { "http" };
     print_address(scheme, first, server.auth.token());
+    service::ready(&listening);
+    tokio::spawn(service::keep_alive());
 
     let signal = signals.next().await;
+    service::stopping(signal);
     let what = match args.keep_sessions {
         true => "leaving kernel devices to the next nbd-proxy serve, ending other sessions",
         false => "ending all sessions",
@@ -313,13 +256,10 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
     ended.map(|()| ExitCode::SUCCESS)
 }
 
-fn started(listeners: &[TcpListener]) -> Event {
-    let addresses = listeners
-        .iter()
-        .filter_map(|listener| listener.local_addr().ok());
+fn started(listening: &[SocketAddr]) -> Event {
     Event::ServerStarted {
         version: env!("CARGO_PKG_VERSION"),
-        listen: addresses.map(|address| address.to_string()).collect(),
+        listen: listening.iter().map(SocketAddr::to_string).collect(),
     }
 }
 
@@ -363,21 +303,6 @@ fn raise_file_limit() {
             ..limit
         },
     );
-}
-
-/// The configuration: as given or at its usual place, else the built-in one.
-pub(crate) fn load(given: Option<&Path>) -> anyhow::Result<Config> {
-    let chosen = given.is_some()
-        || std::env::var_os("NBD_PROXY_CONFIG").is_some_and(|value| !value.is_empty());
-    match Config::load(&paths::config_file(given), Strictness::Strict) {
-        Ok((config, _)) => Ok(config),
-        Err(ConfigError::Unreadable { source, .. })
-            if source.kind() == io::ErrorKind::NotFound && !chosen =>
-        {
-            Ok(Config::built_in())
-        }
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// The one line of standard output. Whoever opens an address with a token is in.

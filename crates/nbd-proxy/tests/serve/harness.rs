@@ -94,7 +94,11 @@ impl Server {
             .args(["serve", "--listen", &address.to_string(), "--config"])
             .arg(folder.path().join("config.json"))
             .args(arguments);
-        let mut process = Process::start(command);
+        Self::of(folder, Process::start(command), scheme)
+    }
+
+    /// A process that is going to print its address.
+    pub(crate) fn of(folder: TempDir, mut process: Process, scheme: &str) -> Self {
         let line = process.first_line();
         let (address, token) = line
             .strip_prefix(&format!("{scheme}://"))
@@ -370,9 +374,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn start(mut command: Command) -> Self {
+    pub(crate) fn start(command: Command) -> Self {
+        Self::start_with_input(command, Stdio::null())
+    }
+
+    pub(crate) fn start_with_input(mut command: Command, input: Stdio) -> Self {
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
