@@ -23,12 +23,19 @@
  * @property {boolean} default
  * @property {string} device what the configuration asks for, such as `auto`
  * @property {Record<string, unknown> | null} metadata
+ * @property {Right[]} [may] what the user may do with it; events don't tell
  * @property {Session | null} session
  */
 
+/** @typedef {"attach" | "resume" | "eject" | "look"} Right */
+
+/** @typedef {"password" | "token"} Way to sign in on the page */
+
+/** @typedef {{token: string} | {user: string, password: string}} Credentials */
+
 /**
- * @typedef {{kind: "open", configurations: Configuration[], user: string}
- *   | {kind: "signed-out", message: string}
+ * @typedef {{kind: "open", configurations: Configuration[], user: string, login?: boolean}
+ *   | {kind: "signed-out", message: string, ways: Way[]}
  *   | {kind: "plain"}
  *   | {kind: "unreachable"}} Access `plain` is a server of files and one unnamed link, such as websocketd
  */
@@ -48,29 +55,39 @@ export async function access() {
   } catch {
     return { kind: "unreachable" };
   }
-  if (response.status === 401) return { kind: "signed-out", message: "" };
-  if (response.status === 403)
-    return { kind: "signed-out", message: (await body(response)).error ?? "" };
+  if (response.status === 401 || response.status === 403) {
+    const { error = "", sign_in: ways = ["token"] } = await body(response);
+    return { kind: "signed-out", message: response.status === 403 ? error : "", ways };
+  }
   if (response.ok && isJson(response)) {
-    const { configurations, user = TOKEN_HOLDER } = await response.json();
-    return { kind: "open", configurations, user };
+    const { configurations, user = TOKEN_HOLDER, login = false } = await response.json();
+    return { kind: "open", configurations, user, login };
   }
   return response.status >= 500 ? { kind: "unreachable" } : { kind: "plain" };
 }
 
 /**
- * Trades the token for the cookie that all else asks for.
- * @param {string} token
+ * Trades a password or a token for the cookie that all else asks for.
+ * @param {Credentials} credentials
  * @returns {Promise<string>} why it was refused; empty when it was taken
  */
-export async function login(token) {
+export async function login(credentials) {
   try {
-    const response = await post("api/v1/login", { token });
+    const response = await post("api/v1/login", credentials);
     if (response.ok) return "";
     const { error } = await body(response);
-    return error ?? `The server refused the token (status ${response.status}).`;
+    return error ?? `The server refused (status ${response.status}).`;
   } catch {
     return "The server cannot be reached. Check that nbd-proxy runs, then try again.";
+  }
+}
+
+/** Gives the cookie back, which is good for nothing then. */
+export async function logout() {
+  try {
+    await post("api/v1/logout", {});
+  } catch {
+    // The page finds out by itself that the server cannot be reached.
   }
 }
 
@@ -138,7 +155,7 @@ function post(path, data) {
 
 /**
  * @param {Response} response a refusal
- * @returns {Promise<{error?: string, users?: string[]}>}
+ * @returns {Promise<{error?: string, users?: string[], sign_in?: Way[]}>}
  */
 async function body(response) {
   try {

@@ -1,6 +1,6 @@
 // The list of the machine's configurations: one is chosen to attach to, each that is busy can be ejected.
 
-import { isActive } from "./state.js";
+import { isActive, mayServe } from "./state.js";
 import { named, sentence, usage } from "./words.js";
 
 /** @typedef {import("./api.js").Configuration} Configuration */
@@ -95,21 +95,24 @@ class Row {
   }
 
   /** @param {Configuration} configuration @param {State} state @param {boolean} locked @param {number} now */
-  render({ metadata, session }, state, locked, now) {
+  render(configuration, state, locked, now) {
+    const { metadata, session, may } = configuration;
     const description = metadata?.description;
     setText(
       this.title,
       typeof description === "string" ? `${this.name} · ${description}` : this.name,
     );
     const ours = isActive(state) && state.attachment?.configuration === this.name;
-    setText(this.use, usage(session, ours, now));
+    const note = mayServe(configuration) ? "" : " · you may not attach here";
+    setText(this.use, usage(session, ours, now) + note);
     this.radio.hidden = state.configurations.length === 1;
     this.radio.checked = state.chosen === this.name;
-    this.radio.disabled = locked;
+    this.radio.disabled = locked || !mayServe(configuration);
 
     const eject = state.eject?.name === this.name ? state.eject : null;
     // Its place is kept, so that the row does not change when its use does.
-    const ejectable = session !== null && session.state !== "draining";
+    const permitted = may === undefined || may.includes("eject");
+    const ejectable = permitted && session !== null && session.state !== "draining";
     this.eject.classList.toggle("invisible", !ejectable);
     this.eject.disabled = eject?.waiting ?? false;
     this.refusal.hidden = eject === null || eject.error === "";

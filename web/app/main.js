@@ -1,7 +1,7 @@
 // The page: events go in to dispatch(), the state that they make is shown.
 
 import { NBDServer } from "../nbd/nbd.js";
-import { access, eject, follow, linkAddress, login } from "./api.js";
+import { access, eject, follow, linkAddress, login, logout } from "./api.js";
 import { Digest } from "./digest.js";
 import { reopen } from "./files.js";
 import { inspect } from "./inspect/inspect.js";
@@ -38,7 +38,9 @@ const view = new View({
   takeOver: () => start(true),
   stop,
   eject: ejectConfiguration,
-  login: (text) => enter(tokenIn(text) ?? text.trim()),
+  loginWithToken: (text) => enter({ token: tokenIn(text) ?? text.trim() }),
+  loginWithPassword: (user, password) => enter({ user, password }),
+  signOut,
 });
 
 /** @param {import("./state.js").Event} event */
@@ -193,19 +195,24 @@ async function ejectConfiguration(name, force) {
   }
 }
 
-/** @param {string | null} token to trade for a cookie first */
-async function enter(token) {
-  const refused = token === null ? "" : await login(token);
+/** @param {import("./api.js").Credentials | null} credentials to trade for a cookie first */
+async function enter(credentials) {
+  const refused = credentials === null ? "" : await login(credentials);
   await refresh(refused);
 }
 
-/** Asks the server what it is and has. @param {string} [refused] why it did not take the token */
+async function signOut() {
+  await logout();
+  await refresh();
+}
+
+/** Asks the server what it is and has. @param {string} [refused] why it took no credentials */
 async function refresh(refused = "") {
   const answer = await access();
   const signedOut = answer.kind === "signed-out" && refused !== "";
   dispatch({
     type: "access",
-    access: signedOut ? { kind: "signed-out", message: refused } : answer,
+    access: signedOut ? { ...answer, message: refused } : answer,
   });
   if (answer.kind === "open") followEvents();
   if (answer.kind === "unreachable") refreshLater();
@@ -233,11 +240,12 @@ function tokenIn(text) {
   return new URLSearchParams(text.slice(text.indexOf("#") + 1)).get("token");
 }
 
-/** @returns {string | null} the address's token, which is thereby removed from it and from the history */
+/** @returns {{token: string} | null} the address's, which is thereby removed from it and from the history */
 function takeToken() {
   const token = tokenIn(location.hash);
-  if (token !== null) history.replaceState(null, "", location.pathname + location.search);
-  return token;
+  if (token === null) return null;
+  history.replaceState(null, "", location.pathname + location.search);
+  return { token };
 }
 
 /** @param {boolean} on whether closing the tab asks first */
@@ -259,8 +267,8 @@ function monotonic() {
 }
 
 addEventListener("hashchange", () => {
-  const token = takeToken();
-  if (token !== null) enter(token);
+  const credentials = takeToken();
+  if (credentials !== null) enter(credentials);
 });
 setInterval(() => {
   if (isActive(state) || state.memos.length > 0) render();

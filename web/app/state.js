@@ -195,6 +195,10 @@ function reduceActive(state, event, at) {
 
 /** @param {State} state @param {Access} access @param {number} at @returns {State} */
 function withAccess(state, access, at) {
+  if (access.kind === "signed-out" && !isActive(state)) {
+    // The next one at this browser may be somebody else.
+    return { ...state, access, configurations: [], eject: null };
+  }
   if (access.kind !== "open") return { ...state, access };
   const configurations = access.configurations.map((configuration) => timed(configuration, at));
   const known = configurations.some(({ name }) => name === state.chosen);
@@ -204,9 +208,15 @@ function withAccess(state, access, at) {
 
 /** @param {Configuration[]} configurations @returns {string | null} the name to begin with */
 function preferred(configurations) {
+  const usable = configurations.filter(mayServe);
   const candidate =
-    configurations.find((configuration) => configuration.default) ?? configurations[0];
+    usable.find((configuration) => configuration.default) ?? usable[0] ?? configurations[0];
   return candidate ? candidate.name : null;
+}
+
+/** @param {Configuration} configuration @returns {boolean} whether the user may serve an image to it */
+export function mayServe({ may }) {
+  return may === undefined || may.includes("attach") || may.includes("resume");
 }
 
 /** @param {Configuration} configuration @param {number} at @returns {Configuration} */
@@ -247,7 +257,7 @@ function otherMemos({ memos }, name) {
 /** @param {State} state @param {Configuration} changed @param {number} at @returns {State} */
 function withConfiguration(state, changed, at) {
   const configurations = state.configurations.map((known) =>
-    known.name === changed.name ? timed(changed, at) : known,
+    known.name === changed.name ? timed({ ...changed, may: changed.may ?? known.may }, at) : known,
   );
   const freed = state.eject?.name === changed.name && changed.session === null;
   return { ...state, configurations, eject: freed ? null : state.eject };

@@ -20,7 +20,9 @@ import { notOneFile, offerText, paddingNote, progress, sentence, summary } from 
  * @property {(problem: import("./words.js").Problem) => void} refuse
  * @property {() => void} start
  * @property {() => void} stop
- * @property {(token: string) => void} login
+ * @property {(text: string) => void} loginWithToken
+ * @property {(user: string, password: string) => void} loginWithPassword
+ * @property {() => void} signOut
  */
 
 const NOTHING = "–";
@@ -36,6 +38,9 @@ export class View {
     this.takeOver = /** @type {HTMLButtonElement} */ (find("takeover"));
     this.stop = /** @type {HTMLButtonElement} */ (find("stop"));
     this.token = /** @type {HTMLInputElement} */ (find("token"));
+    this.user = /** @type {HTMLInputElement} */ (find("user"));
+    this.password = /** @type {HTMLInputElement} */ (find("password"));
+    this.signOut = /** @type {HTMLButtonElement} */ (find("sign-out"));
     this.configurations = new ConfigurationList(
       find("configurations"),
       find("configurations-note"),
@@ -58,6 +63,7 @@ export class View {
   render(state, speed, now) {
     const active = isActive(state);
     this.#renderLogin(state);
+    this.#renderAccount(state, active);
     this.#renderImage(state, active);
     this.image.render(state);
     this.configurations.render(state, active, now);
@@ -91,10 +97,16 @@ export class View {
     this.takeOver.addEventListener("click", () => handlers.takeOver());
     this.go.addEventListener("click", () => handlers.start());
     this.stop.addEventListener("click", () => handlers.stop());
-    find("login").addEventListener("submit", (event) => {
+    find("token-login").addEventListener("submit", (event) => {
       event.preventDefault();
-      handlers.login(this.token.value);
+      handlers.loginWithToken(this.token.value);
     });
+    find("password-login").addEventListener("submit", (event) => {
+      event.preventDefault();
+      handlers.loginWithPassword(this.user.value, this.password.value);
+      this.password.value = "";
+    });
+    this.signOut.addEventListener("click", () => handlers.signOut());
     // All of the page takes drops: a file dropped beside the zone would replace the page.
     addEventListener("dragover", (event) => this.#onDragOver(event));
     addEventListener("dragleave", (event) => {
@@ -140,11 +152,31 @@ export class View {
   /** @param {State} state */
   #renderLogin({ access, attachment }) {
     const signedOut = access?.kind === "signed-out";
+    const ways = signedOut ? access.ways : [];
+    const appears = signedOut && find("login").hidden;
     find("login").hidden = !signedOut;
+    find("password-login").hidden = !ways.includes("password");
+    find("token-login").hidden = !ways.includes("token");
+    // Where people have passwords, tokens are for programs.
+    find("token-note").hidden = ways.includes("password");
+    find("login-elsewhere").hidden = ways.length > 0;
+    if (appears && ways.includes("password")) this.user.focus();
     // What is attached, or why it failed, stays in sight.
     find("work").hidden = signedOut && attachment === null;
     setText(find("login-problem"), signedOut ? sentence(access.message) : "");
     if (!signedOut) this.token.value = "";
+  }
+
+  /** @param {State} state @param {boolean} active */
+  #renderAccount({ access }, active) {
+    const open = access?.kind === "open";
+    find("account").hidden = !open;
+    if (!open) return;
+    setText(find("account-name"), access.user);
+    this.signOut.hidden = !access.login;
+    // It would take the image from the machine.
+    this.signOut.disabled = active;
+    this.signOut.title = active ? "Stop first" : "";
   }
 
   /** @param {State} state @param {boolean} active */

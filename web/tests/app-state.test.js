@@ -198,3 +198,29 @@ test("a configuration's change reaches it alone", () => {
     ["nbd:", "auto"],
   );
 });
+
+test("what somebody may do is remembered when an event, which is for everybody, does not tell it", () => {
+  /** @type {import("../app/api.js").Configuration} */
+  const told = { ...configuration("0"), may: ["look"] };
+  /** @type {Event} */
+  const open = { type: "access", access: { kind: "open", user: "eva", configurations: [told] } };
+  const state = after(open, { type: "configuration", configuration: configuration("0") });
+  assert.deepEqual(state.configurations[0].may, ["look"]);
+});
+
+test("a configuration that the user may serve an image to is chosen before one that they may not", () => {
+  /** @type {import("../app/api.js").Configuration[]} */
+  const configurations = [
+    { ...configuration("seen", true), may: ["look"] },
+    { ...configuration("own"), may: ["attach", "look"] },
+  ];
+  const access = { kind: /** @type {const} */ ("open"), user: "eva", configurations };
+  assert.equal(after({ type: "access", access }).chosen, "own");
+});
+
+test("whoever signs out takes the list along, unless their image is still attached", () => {
+  /** @type {Event} */
+  const out = { type: "access", access: { kind: "signed-out", message: "", ways: ["password"] } };
+  assert.deepEqual(after(OPEN, out).configurations, []);
+  assert.equal(after(...ATTACHED, out).configurations.length, 2);
+});
