@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::reader::Section;
+use crate::report;
 
 /// The user who holds the address that `serve` prints, or sits at the machine. May do everything.
 pub(crate) const LOCAL: &str = "local";
@@ -20,14 +21,14 @@ const NAME_LENGTH: usize = 128;
 pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let good = !name.is_empty()
         && name.len() <= NAME_LENGTH
-        && !name
-            .chars()
-            .any(|one| one.is_control() || one.is_whitespace())
+        && !name.chars().any(report::is_treacherous)
+        && name.trim() == name
         && !name.starts_with('-')
         && name != ANYBODY;
     good.then_some(()).ok_or_else(|| {
         format!(
-            "{name:?} is no name; one has 1 to {NAME_LENGTH} bytes, no spaces, is not \"*\", and doesn't begin with \"-\""
+            "{name:?} is no name; one has 1 to {NAME_LENGTH} bytes, no space at its ends, no control characters, is not \"*\", \
+             and doesn't begin with \"-\""
         )
     })
 }
@@ -271,7 +272,7 @@ mod tests {
             (json!("eva"), "neither a list"),
             (json!({"atach": ["eva"]}), "allow.atach"),
             (json!({"attach": "eva"}), "allow.attach"),
-            (json!(["a b"]), "\"a b\""),
+            (json!(["a "]), "\"a \""),
             (json!([""]), "names nobody"),
             (json!({"eject": ["-x"]}), "allow.eject"),
         ] {

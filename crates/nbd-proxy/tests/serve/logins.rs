@@ -2,7 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::harness::{Server, wait_for};
+use crate::{
+    harness::{Server, wait_for},
+    page::{ID, Page, link},
+};
 
 fn status(server: &Server, cookie: &str) -> u16 {
     server
@@ -62,6 +65,20 @@ fn a_file_of_logins_that_others_may_have_written_is_not_believed() {
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
     let server = server.restart();
     assert_eq!(status(&server, &cookie), 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_session_of_who_signs_out_is_held_as_after_any_loss() {
+    let server = Server::start();
+    let cookie = server.log_in();
+    let value = cookie.strip_prefix("Cookie: ").unwrap();
+    let mut page = Page::open_with(&server, &link(ID), &[("cookie", value)]).await;
+    page.announce("a.iso", &[1; 4096]).await;
+    let serving = page.serve(&[1; 4096]);
+    server.wait_for_state("attached");
+    let _ = server.request("POST", "/api/v1/logout", &[&cookie], "");
+    server.wait_for_state("held");
+    assert_eq!(serving.ended().await.code, 4401);
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn what_can_not_be_is_refused_with_the_reason() {
         (&["add", "ina", "--stdin"][..], "short", "at least 10"),
         (&["add", "ina"], "long enough a password", "--stdin"),
         (&["add", "local", "--stdin"], "long enough", "\"local\""),
-        (&["add", "two words", "--stdin"], "long enough", "no spaces"),
+        (&["add", "eva ", "--stdin"], "long enough", "no space"),
         (&["remove", "ina"], "", "no user \"ina\""),
         (&["token", "add", "x", "--user", "*"], "", "\"*\""),
         (&["token", "revoke", "x"], "", "no token \"x\""),
