@@ -189,7 +189,7 @@ async fn serve_zeroes(
                 None => handshake.handle_input(data).unwrap(),
             },
             LinkCommand::Text(_) => {}
-            LinkCommand::Close { code, .. } => return Some(code),
+            LinkCommand::Close { code, .. } | LinkCommand::Cut { code, .. } => return Some(code),
         }
     }
 }

@@ -41,6 +41,13 @@ pub(crate) enum LinkCommand {
         /// At most 123 bytes, for people.
         reason: String,
     },
+    /// The same from outside the session, for which the link is lost.
+    Cut {
+        /// Status code of the WebSocket close frame.
+        code: u16,
+        /// At most 123 bytes, for people.
+        reason: String,
+    },
 }
 
 /// One connection to whoever serves the image, as its attachment sees it.

@@ -123,7 +123,7 @@ fn write(fd: impl AsFd, mut commands: mpsc::UnboundedReceiver<LinkCommand>) -> O
             match command {
                 LinkCommand::Data(data) => gathered.extend_from_slice(&data),
                 LinkCommand::Text(_) => {}
-                LinkCommand::Close { .. } => last = true,
+                LinkCommand::Close { .. } | LinkCommand::Cut { .. } => last = true,
             }
             next = if last || gathered.len() >= GATHER {
                 None

@@ -395,8 +395,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Keeper<S> {
                     Step::Closed(end) => return (end.closing(), None),
                 },
                 command = self.commands.recv() => {
-                    if let Some(farewell) = self.obey(command) {
-                        return (Closing::Clean, Some(farewell));
+                    if let Some((closing, farewell)) = self.obey(command) {
+                        return (closing, Some(farewell));
                     }
                 }
                 _ = pings.tick() => self.socket.push(Message::ping(Bytes::new())),
@@ -439,16 +439,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Keeper<S> {
         Ok(())
     }
 
-    fn obey(&mut self, command: Option<LinkCommand>) -> Option<Farewell> {
+    fn obey(&mut self, command: Option<LinkCommand>) -> Option<(Closing, Farewell)> {
         match command {
             Some(LinkCommand::Data(data)) => self.socket.push(Message::binary(data)),
             Some(LinkCommand::Text(text)) => self.socket.push(Message::text(text)),
-            Some(LinkCommand::Close { code, reason }) => return Some(Farewell { code, reason }),
+            Some(LinkCommand::Close { code, reason }) => {
+                return Some((Closing::Clean, Farewell { code, reason }));
+            }
+            Some(LinkCommand::Cut { code, reason }) => {
+                return Some((Closing::Lost(reason.clone()), Farewell { code, reason }));
+            }
             None => {
-                return Some(Farewell {
-                    code: 1001,
-                    reason: "the session is over".to_owned(),
-                });
+                let reason = "the session is over".to_owned();
+                return Some((Closing::Clean, Farewell { code: 1001, reason }));
             }
         }
         None

@@ -345,7 +345,7 @@ async fn keep(
     }
     if let Some(commands) = weak.upgrade() {
         let Refusal { code, reason, .. } = Refusal::signed_out();
-        let _ = commands.send(LinkCommand::Close { code, reason });
+        let _ = commands.send(LinkCommand::Cut { code, reason });
     }
     let _ = keeper.await;
 }
