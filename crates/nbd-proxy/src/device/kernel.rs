@@ -20,6 +20,8 @@ use tokio::{net::UnixStream, sync::mpsc, task::AbortHandle, time::sleep};
 
 use self::attachment::{Attachment, Plan};
 #[cfg(feature = "serve")]
+pub(crate) use self::leftovers::is_leftover;
+#[cfg(feature = "serve")]
 pub(crate) use self::reclaim::{Left, Reclaimed, reclaim};
 pub(crate) use self::{
     attachment::LOAD_REMEDY,

@@ -41,6 +41,8 @@ enum Request {
     AttachLoop { path: PathBuf },
     /// Detach `/dev/loopINDEX`.
     DetachLoop { index: u32 },
+    /// Disconnect `/dev/nbdINDEX`, which a process that was killed left attached.
+    Disconnect { index: u32 },
 }
 
 /// What came of a piece of work.
@@ -127,6 +129,11 @@ pub(crate) fn attach_loop(path: PathBuf) -> Result<u32, Error> {
 /// Detaches `/dev/loopINDEX`.
 pub(crate) fn detach_loop(index: u32) -> Result<(), Error> {
     done(&Request::DetachLoop { index })
+}
+
+/// Disconnects `/dev/nbdINDEX`, which a process that was killed left attached.
+pub(crate) fn disconnect(index: u32) -> Result<(), Error> {
+    done(&Request::Disconnect { index })
 }
 
 fn done(request: &Request) -> Result<(), Error> {

@@ -13,7 +13,7 @@ use super::Request;
 use crate::device::{fuse, loopdev};
 use crate::{
     config::{Config, Configuration},
-    device::{DeviceSpec, socket},
+    device::{DeviceSpec, kernel, socket},
     hook::{Hook, Subject},
 };
 
@@ -95,20 +95,43 @@ impl Rules {
             Request::LoadNbd => self.any(|one| one.device.may_be_kernel()),
             Request::PrepareLoop => self.any(|one| one.device.may_be_loop()),
             Request::Mount { path, others: true } => self.any(|one| self.is_fuse_file(one, path)),
-            Request::UsersOfFile { path }
-            | Request::Unmount { path }
-            | Request::Mount { path, .. } => {
-                self.any(|one| self.is_fuse_file(one, path) || self.is_loop_file(one, path))
+            Request::UsersOfFile { path } | Request::Mount { path, .. } => self.is_file(path),
+            Request::Unmount { path } => {
+                nbd_kernel::fuse::is_mounted(path) && (self.is_file(path) || self.is_leftover(path))
             }
             Request::AttachLoop { path } => {
                 self.any(|one| self.is_loop_file(one, path)) && nbd_kernel::fuse::is_mounted(path)
             }
-            Request::DetachLoop { index } => self.any(|one| self.is_ours(one, *index)),
+            // One whose file was unmounted before is not found by it any more, and not detached.
+            Request::DetachLoop { index } => Loop::new(*index)
+                .backing_file()
+                .is_some_and(|file| self.is_file(&file) || self.is_leftover(&file)),
+            Request::Disconnect { index } => kernel::is_leftover(*index),
         };
         allowed.then_some(()).ok_or_else(|| Error::Io {
             action: "do what no configuration needs".into(),
             source: io::ErrorKind::PermissionDenied.into(),
         })
+    }
+
+    /// Whether it is a FUSE file of a configuration.
+    fn is_file(&self, path: &Path) -> bool {
+        self.any(|one| self.is_fuse_file(one, path) || self.is_loop_file(one, path))
+    }
+
+    /// Whether it is where FUSE files are, of configurations that there may be no more.
+    fn is_leftover(&self, path: &Path) -> bool {
+        let runtime_dir = self.runtime_dir.canonicalize().unwrap_or_default();
+        let Ok(inside) = path.strip_prefix(runtime_dir) else {
+            return false;
+        };
+        let parts: Vec<_> = inside.iter().map(Path::new).collect();
+        let ends_with = |part: &Path, suffix| part.extension().is_some_and(|one| one == suffix);
+        match parts[..] {
+            [file] => ends_with(file, "img"),
+            [directory, file] => ends_with(directory, "loop") && file == Path::new("image"),
+            _ => false,
+        }
     }
 
     fn any(&self, accepts: impl Fn(&Configuration) -> bool) -> bool {
@@ -133,13 +156,6 @@ impl Rules {
             && loopdev::file_path(&configuration.name, &self.runtime_dir)
                 .is_ok_and(|file| file == path)
     }
-
-    /// Whether that loop device shows a file of ours. One whose file was unmounted before is no longer found.
-    fn is_ours(&self, configuration: &Configuration, index: u32) -> bool {
-        Loop::new(index)
-            .backing_file()
-            .is_some_and(|file| self.is_loop_file(configuration, &file))
-    }
 }
 
 #[cfg(not(feature = "fuse"))]
@@ -149,10 +165,6 @@ impl Rules {
     }
 
     fn is_loop_file(&self, _: &Configuration, _: &Path) -> bool {
-        false
-    }
-
-    fn is_ours(&self, _: &Configuration, _: u32) -> bool {
         false
     }
 }

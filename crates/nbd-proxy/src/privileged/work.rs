@@ -12,6 +12,7 @@ use nbd_kernel::{
     fuse::{self, MountOptions},
     loopdev::{self, Loop},
     module,
+    nbd::Netlink,
     users::{self, User},
 };
 
@@ -41,6 +42,7 @@ pub(super) fn perform(request: &Request, own: &[u32]) -> Result<Outcome, Error> 
         Request::AttachLoop { path } => {
             attach_loop(path).map(|device| Outcome::Loop(device.index()))
         }
+        Request::Disconnect { index } => disconnect(*index).map(|()| Outcome::Done),
         Request::DetachLoop { index } => Loop::new(*index).detach().map(|()| Outcome::Done),
     }
 }
@@ -54,6 +56,11 @@ fn first_read(disk: &Disk) -> Result<(), Error> {
     File::open(&path)
         .and_then(|mut node| node.read_exact(&mut [0; SECTOR]))
         .map_err(failed("read", &path))
+}
+
+fn disconnect(index: u32) -> Result<(), Error> {
+    let netlink = Netlink::open()?.ok_or(Error::NoNbdDriver)?;
+    netlink.disconnect(index)
 }
 
 fn mount(path: &Path, others: bool) -> Result<Outcome, Error> {

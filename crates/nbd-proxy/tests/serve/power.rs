@@ -290,6 +290,41 @@ fn the_helper_ends_with_its_server_however_that_ends() {
     });
 }
 
+#[tokio::test]
+async fn what_is_left_of_a_configuration_that_is_no_more_is_freed_without_its_privileges() {
+    if !is_root() || !Path::new("/dev/fuse").exists() {
+        eprintln!("skipped: only root has loop devices, where there is FUSE");
+        return;
+    }
+    for device in ["fuse:", "loop:"] {
+        let server = Server::with_device(device, "\"hold\": 60", "");
+        let page = Page::open(&server, "/nbd/0").await.serve(&[7; 4096]);
+        until("the device", || server.session()["state"] == "attached").await;
+        server.process.signal(rustix::process::Signal::KILL);
+        let Server {
+            folder, process, ..
+        } = server;
+        process.wait();
+        page.lose().await;
+        let path = folder.path().display().to_string();
+        let is_mounted = || {
+            fs::read_to_string("/proc/self/mounts")
+                .unwrap()
+                .contains(&path)
+        };
+        assert!(is_mounted(), "{device}");
+        let config = r#"{"configurations": {"lab": {"device": "unix:"}}}"#;
+        fs::write(folder.path().join("config.json"), config).unwrap();
+        let server = Server::again(folder);
+        all_are(&server, "CapEff", NOTHING);
+        until("the unmount", || !is_mounted()).await;
+        until("the message", || {
+            server.process.said().contains("there is no more")
+        })
+        .await;
+    }
+}
+
 /// A program of another user than root.
 fn as_nobody(program: &Path) -> Command {
     let mut command = Command::new("setpriv");

@@ -9,11 +9,14 @@ use std::{
     time::Duration,
 };
 
-use nbd_kernel::nbd::{Device, Netlink};
+use nbd_kernel::nbd::Device;
 
-use crate::device::{
-    DeviceError, blocking,
-    users::{self, poll_until},
+use crate::{
+    device::{
+        DeviceError, blocking,
+        users::{self, poll_until},
+    },
+    privileged,
 };
 
 /// A leftover is free within this time, unless somebody holds it: its readers may be on their way out.
@@ -68,17 +71,23 @@ fn cut_off_now(name: &str) -> Result<Vec<Device>, DeviceError> {
                 users,
             });
         }
-        disconnect(device.index())
+        privileged::disconnect(device.index())
+            .map_err(io::Error::other)
             .map_err(DeviceError::io(format!("detach {}", path.display())))?;
         leftovers.push(device);
     }
     Ok(leftovers)
 }
 
-fn disconnect(index: u32) -> io::Result<()> {
-    let netlink = Netlink::open().map_err(io::Error::other)?;
-    let netlink = netlink.ok_or_else(|| io::Error::other("there is no NBD netlink family here"))?;
-    netlink.disconnect(index).map_err(io::Error::other)
+/// Whether an nbd-proxy that lives no more attached `/dev/nbdINDEX`.
+#[cfg(feature = "serve")]
+pub(crate) fn is_leftover(index: u32) -> bool {
+    let attached = Device::new(index).attached();
+    let backend = attached.and_then(|attached| attached.backend);
+    backend.is_some_and(|backend| match backend.rsplit_once(':') {
+        Some((owner, session)) => owner.starts_with("nbd-proxy:") && !is_alive(session),
+        None => false,
+    })
 }
 
 /// Frees the devices whose backend identifier names configuration `name`.
