@@ -1,6 +1,7 @@
 use hyper::header::{HeaderName, HeaderValue};
 
 use super::*;
+use crate::{accounts::Accounts as _, config::Access};
 
 async fn client(tls: bool) -> Client {
     let places = std::sync::Arc::new(tokio::sync::Semaphore::new(1));
@@ -141,4 +142,44 @@ async fn a_certificate_for_the_name_local_does_not_make_its_holder_local() {
             "{name}"
         );
     }
+}
+
+/// Some of many attempts at once find no place to wait for their hash. None would, if nobody cost nothing.
+#[tokio::test]
+async fn whoever_is_nobody_costs_a_hash_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("users.json");
+    Users::default().save(&path).unwrap();
+    let config = ServeConfig {
+        access: Access {
+            users: Some(path),
+            ..Access::default()
+        },
+        ..ServeConfig::default()
+    };
+    let auth = std::sync::Arc::new(auth(&config));
+    let attempts: Vec<_> = (0..64)
+        .map(|number| {
+            let auth = std::sync::Arc::clone(&auth);
+            tokio::spawn(async move {
+                let client = Client {
+                    peer: Peer::Network(([192, 0, 2, number], 1000).into()),
+                    ..client(false).await
+                };
+                let credentials = Credentials::Password {
+                    user: format!("user{number}"),
+                    password: "wrong".to_owned(),
+                };
+                auth.log_in(&client, &HeaderMap::new(), credentials).await
+            })
+        })
+        .collect();
+    let mut busy = 0;
+    for attempt in attempts {
+        match attempt.await.unwrap().unwrap_err() {
+            LoginError::Busy => busy += 1,
+            error => assert!(matches!(error, LoginError::WrongPassword), "{error}"),
+        }
+    }
+    assert!(busy > 0);
 }
