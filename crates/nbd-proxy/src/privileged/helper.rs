@@ -67,6 +67,9 @@ fn present(names: &[&'static str]) -> Vec<(&'static str, OsString)> {
 
 /// Serves the process at the other end of standard input until that ends, and then finishes the hooks.
 pub(crate) async fn run(config: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    rustix::net::sockopt::socket_type(io::stdin()).with_context(|| {
+        format!("{SUBCOMMAND} is for serve to start, with a socket as its input")
+    })?;
     // Our server says when it is time to end; whoever signals all of a service's processes means the server.
     let _ignored = Signals::new()?;
     // Nobody of our own user looks into our memory.
@@ -116,7 +119,7 @@ fn accept(calls: &mpsc::Sender<net::UnixStream>) {
             Ok(_) => return,
             Err(error) => {
                 report::error(format_args!(
-                    "{SUBCOMMAND} is for serve to start, which sends it calls: {error}"
+                    "the helper process hears nothing more: {error}"
                 ));
                 return;
             }

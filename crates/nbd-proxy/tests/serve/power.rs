@@ -281,6 +281,16 @@ fn a_server_that_was_taken_over_gets_nothing_from_the_helper_but_what_is_configu
 }
 
 #[test]
+fn the_helper_is_for_its_server_alone() {
+    let folder = Server::folder("unix:FOLDER/0.sock", "\"hold\": 60", "");
+    let mut command = program(folder.path());
+    command.arg("serve-helper");
+    let (status, said) = Process::start(command).wait();
+    assert_eq!(status.code(), Some(1));
+    assert!(said.contains("for serve to start"), "{said}");
+}
+
+#[test]
 fn the_helper_ends_with_its_server_however_that_ends() {
     let server = Server::start();
     let helper = format!("/proc/{}", helper(&server));
