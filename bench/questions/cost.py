@@ -1,0 +1,155 @@
+"""Processor time of what stands between a WebSocket and a Unix socket, for the same bytes; and of the form on standard
+input and output, beside socat in its place.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+from harness import (
+    GIB,
+    ROOT,
+    Failed,
+    copy_rate,
+    cpu_seconds,
+    family,
+    free_port,
+    listens,
+    nbdkit,
+    resident,
+    running,
+    shared,
+    uri,
+    wait_for,
+    warn,
+)
+from report import Row
+
+TITLE = "What it costs"
+
+# Sends `length` bytes over a WebSocket as fast as they are taken.
+PUMP = """
+const [address, length] = [process.argv[1], Number(process.argv[2])];
+const piece = new Uint8Array(128 << 10);
+const { WebSocket } = await import("ws");
+const socket = new WebSocket(address);
+await new Promise((resolve) => { socket.onopen = resolve; });
+for (let sent = 0; sent < length; sent += piece.length) {
+  while (socket.bufferedAmount > 4 << 20) await new Promise((resolve) => setTimeout(resolve, 1));
+  socket.send(piece);
+}
+setInterval(() => {}, 1000);
+"""
+
+
+def drain(listener, length, done):
+    connection, _ = listener.accept()
+    got, room = 0, bytearray(1 << 20)
+    with connection:
+        while got < length and (count := connection.recv_into(room)) > 0:
+            got += count
+    done.append(got)
+
+
+def relayed(bench, command):
+    """CPU seconds a GiB of a relay from a WebSocket to a Unix socket; `command` makes it from its port and the path."""
+    path, port, done = bench.folder() / "drain.sock", free_port(), []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        drainer = threading.Thread(target=drain, args=(listener, bench.size, done), daemon=True)
+        drainer.start()
+        with running(*command(port, path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as relay:
+            wait_for(lambda: listens(port), f"{command(port, path)[0]}'s port")
+            before = {pid: cpu_seconds(pid) for pid in family(relay.pid)}
+            with running("node", "--input-type=module", "-e", PUMP, f"ws://127.0.0.1:{port}/", bench.size,
+                         cwd=ROOT):
+                drainer.join(120)
+                spent = sum(cpu_seconds(pid) - before.get(pid, 0) for pid in family(relay.pid))
+    if done != [bench.size]:
+        raise Failed(f"{command(port, path)[0]} moved {done} of {bench.size} bytes")
+    return spent / (bench.size / GIB)
+
+
+def websocketd(port, path):
+    socat = ["socat", "-b", "131072", "STDIO", f"UNIX-CONNECT:{path}"]
+    return ["websocketd", f"--port={port}", "--address=127.0.0.1", "--binary=true", *socat]
+
+
+def websockify(port, path):
+    return ["websockify", f"127.0.0.1:{port}", f"--unix-target={path}"]
+
+
+def served(bench):
+    """CPU seconds a GiB of `serve`, with the megabytes that it holds idle and at most."""
+    with shared(bench, bench.image) as (path, pid, _):
+        idle, before = resident(pid), cpu_seconds(pid)
+        copy_rate(path, bench.size)
+        return (cpu_seconds(pid) - before) / (bench.size / GIB), idle, resident(pid, "VmHWM")
+
+
+def piped(bench, command):
+    """CPU seconds a GiB and most megabytes of a filter between nbdkit and nbdcopy; `command` makes it from the folder."""
+    folder = bench.folder()
+    path = folder / "filter.sock"
+    environment = {**os.environ, "RUNTIME_DIRECTORY": str(folder)}
+    with nbdkit(bench.image, folder) as (source, _), socket.socket(socket.AF_UNIX) as link:
+        link.connect(str(source))
+        with running(*command(folder, path), stdin=link, stdout=link, stderr=subprocess.DEVNULL,
+                     env=environment) as process:
+            wait_for(path.exists, "the filter's socket")
+            spent, most = watched(process, path)
+    return spent / (bench.size / GIB), most
+
+
+def watched(process, path):
+    """CPU seconds and most megabytes of a process while nbdcopy reads what it serves; it may end by itself."""
+    before = cpu_seconds(process.pid)
+    reader = subprocess.Popen(["nbdcopy", "--connections=1", "--request-size=131072", uri(path), "null:"])
+    spent = most = 0
+    while reader.poll() is None:
+        with contextlib.suppress(OSError, TypeError):
+            spent, most = cpu_seconds(process.pid) - before, resident(process.pid, "VmHWM")
+        time.sleep(0.005)
+    if reader.returncode != 0:
+        raise Failed("nbdcopy could not read what the filter serves")
+    return spent, most
+
+
+def proxy_filter(bench, folder, path):
+    config = folder / "config.json"
+    config.write_text(json.dumps({"configurations": {"0": {"device": f"unix:{path}", "state-hook": str(folder / "none")}}}))
+    return [bench.small, "--config", config, "0"]
+
+
+def socat(folder, path):
+    return ["socat", "-b", "131072", "STDIO", f"UNIX-LISTEN:{path}"]
+
+
+def medians(rounds, measure):
+    return [sorted(each)[rounds // 2] for each in zip(*(measure() for _ in range(rounds)))]
+
+
+def run(bench):
+    rounds = 1 if bench.quick else 3
+    ours, idle, most = medians(rounds, lambda: served(bench))
+    [theirs] = medians(rounds, lambda: (relayed(bench, websocketd),))
+    filtered, filter_most = medians(rounds, lambda: piped(bench, lambda *at: proxy_filter(bench, *at)))
+    socats, _ = medians(rounds, lambda: piped(bench, socat))
+    rows = [Row("serve", ours, "s/GiB", "websocketd and socat", theirs, ("at most", 0.5))]
+    if shutil.which("websockify"):
+        rows.append(Row("serve, beside websockify", ours, "s/GiB", "websockify", relayed(bench, websockify)))
+    else:
+        warn("websockify is not installed: it is left out")
+    return [
+        *rows,
+        Row("the filter on standard input and output", filtered, "s/GiB", "socat", socats, ("at most", 1.2)),
+        Row("serve, idle", idle, "MB", "resident", target=("at most", 12)),
+        Row("the filter, streaming", filter_most, "MB", "resident at most", target=("at most", 4)),
+        Row("serve, streaming (its cache has 32 MiB)", most, "MB", "resident at most"),
+    ]

@@ -1,0 +1,33 @@
+"""`share` to `serve` to a Unix socket, without a browser, beside servers that read the same file directly. Both are
+read by nbdcopy, and by fio's NBD engine.
+"""
+
+import contextlib
+
+from harness import copy_rate, depth_one, in_turn, nbdkit, qemu_nbd, random_reads, shared
+from report import Row
+
+TITLE = "Natively"
+
+HALF = ("at least", 0.5)
+
+
+def run(bench):
+    seconds = 1 if bench.quick else 3
+    measures = [
+        ("nbdcopy", "MB/s", HALF, lambda path: copy_rate(path, bench.size) / 1e6),
+        ("128 KiB in a row, depth 1", "MB/s", None, lambda path: depth_one(path, 128 << 10, bench.size) / 1e6),
+        ("random 4 KiB, depth 1", "reads/s", HALF, lambda path: random_reads(path, 1, seconds)),
+        ("random 4 KiB, depth 16", "reads/s", HALF, lambda path: random_reads(path, 16, seconds)),
+    ]
+    rows, folder = [], bench.folder()
+    with contextlib.ExitStack() as stack:
+        path, *_ = stack.enter_context(shared(bench, bench.image))
+        nbdkit_path, _ = stack.enter_context(nbdkit(bench.image, folder))
+        qemu_path, _ = stack.enter_context(qemu_nbd(bench.image, folder))
+        for what, unit, target, measure in measures:
+            each = [lambda at=at: measure(at) for at in (path, nbdkit_path, qemu_path)]
+            ours, theirs, qemus = in_turn(bench.rounds, *each)
+            rows.append(Row(what, ours, unit, "nbdkit", theirs, target))
+            rows.append(Row(f"{what}, beside qemu-nbd", ours, unit, "qemu-nbd", qemus))
+    return rows
