@@ -28,16 +28,16 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn new(files: &TlsFiles) -> Result<Self, DeviceError> {
-        let source = Source::Files {
-            certificate: files.certificate.clone(),
-            key: files.key.clone(),
-        };
-        let clients = match &files.client_ca {
-            Some(path) => Clients::MustShow(path.clone()),
-            None => Clients::Anonymous,
-        };
-        let tls = Server::new(source, clients, None)
+    /// Whether the files will do. Blocks.
+    pub(super) fn check(files: &TlsFiles) -> Result<(), DeviceError> {
+        let (source, clients) = parts(files);
+        Server::check(source, clients).map_err(|error| DeviceError::Refused(error.to_string()))
+    }
+
+    pub(super) async fn new(files: &TlsFiles) -> Result<Self, DeviceError> {
+        let (source, clients) = parts(files);
+        let tls = Server::start(source, clients, None)
+            .await
             .map_err(|error| DeviceError::Refused(error.to_string()))?;
         Ok(Self {
             tls: Arc::new(tls),
@@ -54,4 +54,16 @@ impl Guard {
         let handshake = client::start_tls(stream, self.tls.config(), exports);
         self.handshakes.run(handshake).await.unwrap_or(Ok(None))
     }
+}
+
+fn parts(files: &TlsFiles) -> (Source, Clients) {
+    let source = Source::Files {
+        certificate: files.certificate.clone(),
+        key: files.key.clone(),
+    };
+    let clients = match &files.client_ca {
+        Some(path) => Clients::MustShow(path.clone()),
+        None => Clients::Anonymous,
+    };
+    (source, clients)
 }

@@ -78,7 +78,7 @@ impl DeviceSpec {
         match self {
             Self::Tcp {
                 tls: Some(files), ..
-            } => guard::Guard::new(files).map(drop),
+            } => guard::Guard::check(files),
             _ => Ok(()),
         }
     }

@@ -141,7 +141,10 @@ pub(crate) async fn attach_tcp(
     tls: Option<&TlsFiles>,
     request: AttachRequest,
 ) -> Result<SocketDevice, DeviceError> {
-    let guard = tls.map(Guard::new).transpose()?;
+    let guard = match tls {
+        Some(files) => Some(Guard::new(files).await?),
+        None => None,
+    };
     let listener = TcpListener::bind(address)
         .await
         .map_err(|error| match error.kind() {

@@ -35,7 +35,7 @@ pub(super) struct Tls {
 impl Tls {
     /// As configured, or with a certificate of our own in the state directory, made for what we listen on; None where
     /// neither is wanted.
-    pub(super) fn new(
+    pub(super) async fn start(
         config: &ServeConfig,
         self_signed: bool,
         listening: &[SocketAddr],
@@ -61,7 +61,7 @@ impl Tls {
             }
             None => return Ok(None),
         };
-        let server = Server::new(source, clients, Some(PROTOCOL))?;
+        let server = Server::start(source, clients, Some(PROTOCOL)).await?;
         if self_signed {
             report::information(format_args!(
                 "the certificate is our own; its SHA-256 fingerprint is {}",

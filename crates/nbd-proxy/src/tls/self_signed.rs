@@ -16,6 +16,7 @@ use rcgen::{
 use x509_cert::der::pem::{LineEnding, encode_string};
 
 use super::{TlsError, certificate::Certificate, files};
+use crate::secret::random_hex;
 
 /// How long it is valid. Apple's systems take none that is valid for more than 825 days.
 const VALID: Duration = Duration::from_secs(820 * 24 * 3600);
@@ -23,6 +24,9 @@ const VALID: Duration = Duration::from_secs(820 * 24 * 3600);
 const RENEWED_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long before now it begins, for clocks that are late.
 const SLACK: Duration = Duration::from_secs(24 * 3600);
+
+/// The most characters of the machine's name in a subject, which has 64 at most (RFC 5280, `ub-common-name`).
+const HOST_LENGTH: usize = 40;
 
 /// Where such a certificate is kept, and what for.
 #[derive(Debug)]
@@ -90,27 +94,40 @@ impl SelfSigned {
             cause: cause.to_string(),
         };
         let key = KeyPair::generate().map_err(failed)?;
+        let number = random_hex::<4>().map_err(|error| TlsError::NotMade {
+            what: "make a certificate".into(),
+            cause: error.to_string(),
+        })?;
         let certificate = self
-            .parameters(now)
+            .parameters(now, &number)
             .and_then(|parameters| parameters.self_signed(&key))
             .map_err(failed)?;
         write(&self.key, 0o600, "PRIVATE KEY", key.serialized_der())?;
         write(&self.certificate, 0o644, "CERTIFICATE", certificate.der())
     }
 
-    fn parameters(&self, now: SystemTime) -> Result<CertificateParams, rcgen::Error> {
+    fn parameters(&self, now: SystemTime, number: &str) -> Result<CertificateParams, rcgen::Error> {
         let mut parameters =
             CertificateParams::new(self.names.iter().cloned().collect::<Vec<_>>())?;
         parameters.distinguished_name = DistinguishedName::new();
         parameters
             .distinguished_name
-            .push(DnType::CommonName, "nbd-proxy");
+            .push(DnType::CommonName, subject(number));
         parameters.not_before = (now - SLACK).into();
         parameters.not_after = (now + VALID - SLACK).into();
         parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         Ok(parameters)
     }
+}
+
+/// Of a certificate: no other machine's has the same, nor a later one of this machine. Programs that look up a
+/// self-signed certificate among several find it by its subject, and give up where they find another key.
+fn subject(number: &str) -> String {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_string_lossy();
+    let host: String = name.chars().take(HOST_LENGTH).map(nbd::printable).collect();
+    format!("{host} nbd-proxy {number}")
 }
 
 /// Writes a file that appears whole.
@@ -185,6 +202,20 @@ mod tests {
             2,
             "no parts are left"
         );
+    }
+
+    #[test]
+    fn two_machines_have_different_subjects() {
+        let subject = || {
+            let folder = tempfile::tempdir().unwrap();
+            let made = at(folder.path(), &[]);
+            made.provide(SystemTime::now()).unwrap();
+            let chain = files::certificates(&made.certificate).unwrap();
+            super::super::common_name(&chain[0]).unwrap()
+        };
+        let (one, other) = (subject(), subject());
+        assert_ne!(one, other);
+        assert!(one.contains(" nbd-proxy "), "{one}");
     }
 
     #[test]

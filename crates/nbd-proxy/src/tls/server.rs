@@ -2,10 +2,15 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime},
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
 
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
+};
 use tokio_rustls::rustls::{
     self, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer},
@@ -21,8 +26,8 @@ use super::{
 };
 use crate::report;
 
-/// How often files are looked at, at most.
-const PACE: Duration = Duration::from_secs(1);
+/// How often files are looked at.
+const PERIOD: Duration = Duration::from_secs(1);
 /// How long a renewal that failed is left alone.
 const RETRY: Duration = Duration::from_secs(3600);
 
@@ -85,27 +90,11 @@ impl Clients {
     }
 }
 
-/// The TLS of one server.
+/// The TLS of one server: what was read last.
 #[derive(Debug)]
-pub(crate) struct Server {
-    source: Source,
-    clients: Clients,
-    protocol: Option<&'static [u8]>,
-    current: Mutex<Current>,
-}
+pub(crate) struct Server(watch::Receiver<Loaded>);
 
-/// What was read last.
-#[derive(Debug)]
-struct Current {
-    loaded: Loaded,
-    /// What the files were like then.
-    stamps: Stamps,
-    checked: Instant,
-}
-
-type Stamps = [Option<Stamp>; 3];
-
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Loaded {
     config: Arc<ServerConfig>,
     fingerprint: Fingerprint,
@@ -114,66 +103,116 @@ struct Loaded {
 }
 
 impl Server {
-    /// Reads what there is, or makes it. `protocol` is what is spoken inside (ALPN, RFC 7301).
-    pub(crate) fn new(
+    /// Reads what there is, or makes it, and goes on looking at it. `protocol` is what is spoken inside (ALPN,
+    /// RFC 7301).
+    pub(crate) async fn start(
         source: Source,
         clients: Clients,
         protocol: Option<&'static [u8]>,
     ) -> Result<Self, TlsError> {
-        prepare(&source)?;
-        let stamps = stamps(&source, &clients);
-        let current = Current {
-            loaded: load(&source, &clients, protocol)?,
-            stamps,
-            checked: Instant::now(),
-        };
-        Ok(Self {
-            source,
-            clients,
-            protocol,
-            current: Mutex::new(current),
-        })
+        let read = spawn_blocking(move || Reader::new(source, clients, protocol)).await;
+        let (reader, loaded) = read.map_err(|cause| TlsError::NotMade {
+            what: "read a certificate".into(),
+            cause: cause.to_string(),
+        })??;
+        let (sender, receiver) = watch::channel(loaded);
+        tokio::spawn(follow(reader, sender));
+        Ok(Self(receiver))
+    }
+
+    /// Whether that would do. Blocks.
+    pub(crate) fn check(source: Source, clients: Clients) -> Result<(), TlsError> {
+        Reader::new(source, clients, None).map(drop)
     }
 
     /// Of the certificate that is shown now.
     pub(crate) fn fingerprint(&self) -> Fingerprint {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        current.loaded.fingerprint
+        self.0.borrow().fingerprint
     }
 
-    /// For the next connection. If the files have changed since they were looked at last, they are read anew; what
-    /// can't be used leaves everything as it was. Connections that are open go on with what they began with.
+    /// For the next connection, at once. Connections that are open go on with what they began with.
     pub(crate) fn config(&self) -> Arc<ServerConfig> {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.checked.elapsed() >= PACE {
-            self.refresh(&mut current);
-            current.checked = Instant::now();
+        Arc::clone(&self.0.borrow().config)
+    }
+}
+
+/// Looks at the files for as long as anybody wants to know. A disk that takes its time keeps no connection waiting.
+async fn follow(mut reader: Reader, sender: watch::Sender<Loaded>) {
+    let mut period = interval(PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !sender.is_closed() {
+        period.tick().await;
+        let looked = spawn_blocking(move || {
+            let fresh = reader.look();
+            (reader, fresh)
+        });
+        let Ok((back, fresh)) = looked.await else {
+            return;
+        };
+        reader = back;
+        if let Some(loaded) = fresh {
+            sender.send_replace(loaded);
         }
-        Arc::clone(&current.loaded.config)
+    }
+}
+
+/// Reads the files when they have changed. All of it blocks.
+#[derive(Debug)]
+struct Reader {
+    source: Source,
+    clients: Clients,
+    protocol: Option<&'static [u8]>,
+    /// What the files were like when they were read last.
+    stamps: Stamps,
+    due: Option<SystemTime>,
+}
+
+type Stamps = [Option<Stamp>; 3];
+
+impl Reader {
+    fn new(
+        source: Source,
+        clients: Clients,
+        protocol: Option<&'static [u8]>,
+    ) -> Result<(Self, Loaded), TlsError> {
+        prepare(&source)?;
+        let stamps = stamps(&source, &clients);
+        let loaded = load(&source, &clients, protocol)?;
+        let reader = Self {
+            source,
+            clients,
+            protocol,
+            stamps,
+            due: loaded.due,
+        };
+        Ok((reader, loaded))
     }
 
-    fn refresh(&self, current: &mut Current) {
+    /// What there is to be used from now on, if that is something else. What can't be used leaves everything as it was.
+    fn look(&mut self) -> Option<Loaded> {
         let now = SystemTime::now();
-        let due = current.loaded.due.is_some_and(|due| now >= due);
-        if !due && stamps(&self.source, &self.clients) == current.stamps {
-            return;
+        let due = self.due.is_some_and(|due| now >= due);
+        if !due && stamps(&self.source, &self.clients) == self.stamps {
+            return None;
         }
         let prepared = prepare(&self.source);
         // As they are before they are read: what changes meanwhile is found the next time.
-        current.stamps = stamps(&self.source, &self.clients);
+        self.stamps = stamps(&self.source, &self.clients);
         match prepared.and_then(|()| load(&self.source, &self.clients, self.protocol)) {
             Ok(loaded) => {
                 report::information(format_args!(
                     "the certificate was read anew; its SHA-256 fingerprint is {}",
                     loaded.fingerprint
                 ));
-                current.loaded = loaded;
+                self.due = loaded.due;
+                Some(loaded)
             }
             Err(error) => {
-                current.loaded.due = current.loaded.due.map(|_| now + RETRY);
+                self.due = self.due.map(|_| now + RETRY);
                 report::error(format_args!(
                     "the new certificate can't be used, the old one stays: {error}"
                 ));
+                None
             }
         }
     }

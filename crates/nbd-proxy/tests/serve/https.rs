@@ -298,6 +298,41 @@ fn a_certificate_is_replaced_without_dropping_the_session() {
 }
 
 #[test]
+fn a_certificate_that_takes_its_time_to_be_read_keeps_nobody_waiting() {
+    let secured = Secured::start();
+    let address = secured.server.address;
+    let folder = secured.server.folder.path();
+    let before = fingerprint_of(address);
+    let certificate = folder.join("server.crt");
+    let (next, at_once) = (secured.authority.server(), rustix::fs::OFlags::NONBLOCK);
+    // Whoever reads a pipe waits for who writes to it.
+    std::fs::remove_file(&certificate).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &certificate,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    let mut pipe = wait_for("the server to read", || {
+        let flags = rustix::fs::OFlags::WRONLY | at_once;
+        let opened = rustix::fs::open(&certificate, flags, rustix::fs::Mode::empty());
+        opened.ok().map(std::fs::File::from)
+    });
+    for _ in 0..3 {
+        assert_eq!(secured.get("/healthz", None).unwrap().status, 200);
+    }
+    assert_eq!(fingerprint_of(address), before);
+    std::fs::write(folder.join("server.key"), &next.key).unwrap();
+    std::io::Write::write_all(&mut pipe, next.certificate.as_bytes()).unwrap();
+    drop(pipe);
+    wait_for("the new certificate", || {
+        (fingerprint_of(address) != before).then_some(())
+    });
+}
+
+#[test]
 fn a_broken_new_certificate_leaves_the_old_one_and_says_so() {
     let secured = Secured::start();
     let server = &secured.server;

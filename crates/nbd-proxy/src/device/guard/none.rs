@@ -11,7 +11,7 @@ use crate::config::TlsFiles;
 pub(super) enum Guard {}
 
 impl Guard {
-    pub(super) fn new(_: &TlsFiles) -> Result<Self, DeviceError> {
+    pub(super) async fn new(_: &TlsFiles) -> Result<Self, DeviceError> {
         Err(DeviceError::Unavailable {
             device: "NBD over TLS".into(),
             cause: "this nbd-proxy was built without it".into(),
