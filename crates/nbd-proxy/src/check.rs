@@ -201,6 +201,8 @@ fn configurations(file: &Path, required: bool) -> anyhow::Result<Vec<Finding>> {
             .into_iter()
             .map(|warning| Finding::fact("", warning)),
     );
+    #[cfg(feature = "serve")]
+    findings.extend(doubts(file));
     for configuration in &config.configurations {
         let subject = format!("  {:?}", configuration.name);
         let hook = Hook::of(configuration);
@@ -221,6 +223,16 @@ fn configurations(file: &Path, required: bool) -> anyhow::Result<Vec<Finding>> {
         }
     }
     Ok(findings)
+}
+
+/// What `serve` would warn of, where it takes the file: it is stricter than the stdin/stdout form.
+#[cfg(feature = "serve")]
+fn doubts(file: &Path) -> Vec<Finding> {
+    let config = Config::load(file, Strictness::Strict).map(|(config, _)| config);
+    let doubts = config.map(|config| config.serve.doubts());
+    (doubts.unwrap_or_default().into_iter())
+        .map(|doubt| Finding::lacking("  \"serve\"", doubt.what, doubt.remedy))
+        .collect()
 }
 
 #[cfg(test)]

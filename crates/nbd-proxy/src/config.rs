@@ -26,6 +26,8 @@ pub(crate) use keep::{Keep, Place};
 #[cfg(feature = "serve")]
 pub(crate) use limits::ServeLimits;
 use reader::{Reader, Section};
+#[cfg(feature = "serve")]
+pub(crate) use serve::Doubt;
 pub(crate) use serve::ServeConfig;
 pub(crate) use tls::TlsFiles;
 

@@ -74,15 +74,35 @@ struct Sharing<'a> {
 }
 
 impl Sharing<'_> {
+    /// A link for the session, now.
+    async fn open(&mut self) -> anyhow::Result<Connection> {
+        connection::open(&mut self.address, &self.session, false, PATIENCE).await
+    }
+
     /// Serves over one link after the other.
     async fn run(&mut self, mut connection: Connection, mut image: Arc<Image>) -> Finished {
         let mut last: Option<Search> = None;
+        // Whether the login at hand has ever been good for a link.
+        let mut was_known = false;
         loop {
             let exchange = Exchange::new(connection, Arc::clone(&image), self.progress);
             let loss = match exchange.run(self.signals).await {
                 Ending::Finished(finished) => return finished,
+                // A server that keeps no logins knows nobody's cookie when it was started anew; the token may be good.
+                Ending::NotAllowed(refused) => {
+                    if !was_known || !self.address.forget_cookie() {
+                        return refused;
+                    }
+                    was_known = false;
+                    match self.open().await {
+                        Ok(again) => connection = again,
+                        Err(error) => return Finished::failed(format!("{error:#}")),
+                    }
+                    continue;
+                }
                 Ending::Lost(loss) => loss,
             };
+            was_known |= loss.served;
             // A link that was lost before it served does not prolong what is left.
             let mut search = match last.take() {
                 Some(search) if !loss.served => search,
@@ -100,10 +120,7 @@ impl Sharing<'_> {
                     (connection, image, last) = (*found, reopened, Some(search));
                 }
                 Found::Nothing(why) => {
-                    return Finished {
-                        in_order: false,
-                        sentence: format!("{}; {why}", loss.cause),
-                    };
+                    return Finished::failed(format!("{}; {why}", loss.cause));
                 }
             }
         }

@@ -38,12 +38,38 @@ pub(crate) struct ServeConfig {
     pub(crate) access: Access,
 }
 
+#[cfg(feature = "serve")]
+/// Something in the section that its author may not have meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Doubt {
+    /// What, and what comes of it.
+    pub(crate) what: &'static str,
+    /// What to do.
+    pub(crate) remedy: &'static str,
+}
+
 impl ServeConfig {
     /// Whether people have a way to say who they are. If so, no token is put into an address.
     #[cfg(feature = "serve")]
     pub(crate) fn knows_people(&self) -> bool {
         let certificates = (self.tls.as_ref()).is_some_and(|files| files.client_ca.is_some());
         certificates || self.access.knows_people()
+    }
+
+    /// What is allowed, and hardly meant: each with its remedy.
+    #[cfg(feature = "serve")]
+    pub(crate) fn doubts(&self) -> Vec<Doubt> {
+        let has_passwords = self.access.users.is_some();
+        let one_for_all = self.tls_terminated && self.access.proxies.addresses.is_empty();
+        (has_passwords && one_for_all)
+            .then_some(Doubt {
+                what: "\"tls-terminated\" says that a proxy is in front, and there is no \"trusted-proxies\": all people \
+                       come from one address then, and a few wrong passwords of one of them slow everybody down",
+                remedy: "say where the proxy is, as \"trusted-proxies\": {\"addresses\": [\"127.0.0.1\"]} in \"serve\", and let \
+                         it send X-Forwarded-For",
+            })
+            .into_iter()
+            .collect()
     }
 
     /// The files that the server reads while it runs; each may be replaced by a newer one of its name.

@@ -42,7 +42,7 @@ use tokio::{
 pub(crate) use crate::secret::random_hex;
 use crate::{
     audit::{self, Audit, Event, Who},
-    config::{Config, ServeLimits},
+    config::{Config, Doubt, ServeLimits},
     control::ControlListener,
     paths, report,
     secret::Secret,
@@ -196,9 +196,12 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
         .context("there is no address to listen on")?
         .local_addr()?;
     let state_dir = || paths::state_dir(config.serve.state_dir.as_deref());
-    let tls = Tls::new(&config.serve, args.tls_self_signed, &addresses, state_dir)?;
+    let tls = Tls::start(&config.serve, args.tls_self_signed, &addresses, state_dir).await?;
     let auth = Auth::new(first.port(), &config.serve, state_dir())?;
     rights::warn(&config, &auth);
+    for Doubt { what, remedy } in config.serve.doubts() {
+        report::warning(format_args!("{what}; {remedy}"));
+    }
     let audit = audit::of(&config.serve)?;
     let listening = listeners
         .iter()

@@ -78,6 +78,13 @@ impl Address {
         })
     }
 
+    /// Forgets the cookie, so that the token is traded for another. False where there is no token, or no cookie.
+    pub(super) fn forget_cookie(&mut self) -> bool {
+        let can_get_another = self.token.is_some() && self.cookie.take().is_some();
+        self.has_logged_in &= !can_get_another;
+        can_get_another
+    }
+
     /// The address of the link to a configuration, percent-encoded, with a session's ID. `takeover`: whether it is to
     /// take over from one that lives.
     pub(super) fn link(&self, configuration: &str, session: &str, takeover: bool) -> String {

@@ -40,11 +40,15 @@ pub(super) const TICK: Duration = Duration::from_millis(250);
 /// Close codes after which there is no coming back: closed in order, a malformed address, an image that can't be
 /// attached, and refusals (docs/protocol.md, "Close codes").
 const FINAL: [u16; 10] = [1000, 1005, 1008, 4400, 4401, 4404, 4409, 4410, 4412, 4500];
+/// The close code for whom the server doesn't know.
+const NOT_ALLOWED: u16 = 4401;
 
 /// How a link ended.
 pub(super) enum Ending {
     /// For good.
     Finished(Finished),
+    /// The server doesn't know us, or knows us no more.
+    NotAllowed(Finished),
     /// The session may go on.
     Lost(Loss),
 }
@@ -65,6 +69,16 @@ pub(super) struct Finished {
     pub(super) in_order: bool,
     /// For people.
     pub(super) sentence: String,
+}
+
+impl Finished {
+    /// As it should not.
+    pub(super) fn failed(sentence: String) -> Self {
+        Self {
+            in_order: false,
+            sentence,
+        }
+    }
 }
 
 enum Stage {
@@ -144,10 +158,7 @@ impl<'a> Exchange<'a> {
             Err(Farewell::Violation(rule)) => {
                 let sentence = format!("the server broke a rule: {rule}");
                 self.socket.close(1002, &sentence).await;
-                Ending::Finished(Finished {
-                    in_order: false,
-                    sentence,
-                })
+                Ending::Finished(Finished::failed(sentence))
             }
             Err(Farewell::Goodbye) => {
                 let sentence = "stopped".to_owned();
@@ -363,7 +374,10 @@ impl<'a> Exchange<'a> {
         };
         if self.leave_at.is_some() || FINAL.contains(&code) {
             let in_order = self.leave_at.is_some() || matches!(code, 1000 | 1005 | 4412);
-            return finished(in_order, sentence);
+            return match code {
+                NOT_ALLOWED if !in_order => Ending::NotAllowed(Finished { in_order, sentence }),
+                _ => finished(in_order, sentence),
+            };
         }
         self.lost(&sentence)
     }

@@ -6,7 +6,7 @@ use nbd::wire::Errno;
 
 use crate::{
     disk::Disk,
-    harness::{Process, Server},
+    harness::{People, Process, Server},
     page::{ID, Page, link},
 };
 
@@ -241,6 +241,27 @@ fn its_login_ends_with_it() {
     sharing.signal(rustix::process::Signal::INT);
     assert!(sharing.wait().0.success());
     assert_eq!(logins(), 0);
+}
+
+#[test]
+fn a_server_that_keeps_no_logins_is_shown_the_token_again() {
+    let people = People::new(r#"["ci"]"#, r#", "state-dir": "FOLDER/nowhere""#);
+    let token = people.passwd(&["token", "add", "build", "--user", "ci"], "");
+    let mut server = people.serve();
+    server.token = token.trim().to_owned();
+    server.image("a.iso", &content(5000));
+    let sharing = share(&server, "a.iso", &server.url());
+    server.wait_for_state("attached");
+    let token = server.token.clone();
+    let mut server = server.restart();
+    server.token = token;
+    server.wait_for_state("attached");
+    assert!(Disk::connect(&server.device()).read_all()[..5000] == content(5000));
+    // It was told once that its cookie is good for nothing, and a token that is revoked is not shown for ever.
+    server.passwd(&["token", "revoke", "build"], "");
+    let (status, stderr) = sharing.wait();
+    assert_eq!(status.code(), Some(1));
+    assert!(stderr.contains("not allowed"), "{stderr}");
 }
 
 #[test]

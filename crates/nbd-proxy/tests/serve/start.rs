@@ -2,7 +2,7 @@
 
 use std::{net::TcpListener, os::unix::fs::PermissionsExt as _};
 
-use crate::harness::{Process, Server, wait_for};
+use crate::harness::{People, Process, Server, wait_for};
 
 #[test]
 fn the_address_is_printed_alone_with_the_port_that_was_given_by_the_kernel() {
@@ -31,6 +31,22 @@ fn a_port_that_is_taken_is_named_with_the_remedy() {
         "{}",
         ran.stderr
     );
+}
+
+#[test]
+fn people_who_all_come_from_one_proxy_are_warned_of_with_the_remedy() {
+    let warned = |serve: &str| {
+        let server = People::new(r#"["eva"]"#, serve).serve();
+        let config = server.folder.path().join("config.json");
+        let checked = server.run(&["check", "--config", config.to_str().unwrap()]);
+        server.process.signal(rustix::process::Signal::TERM);
+        let said = server.process.wait().1;
+        [said, checked.stdout].map(|text| text.contains("\"trusted-proxies\": {\"addresses\""))
+    };
+    assert_eq!(warned(r#", "tls-terminated": true"#), [true; 2]);
+    let proxies = r#", "tls-terminated": true, "trusted-proxies": {"addresses": ["127.0.0.1"]}"#;
+    assert_eq!(warned(proxies), [false; 2]);
+    assert_eq!(warned(""), [false; 2]);
 }
 
 #[test]
