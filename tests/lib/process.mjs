@@ -121,6 +121,16 @@ export class Background {
   }
 
   /**
+   * Fails as soon as the program ends, or when it could not be started.
+   *
+   * @returns {Promise<never>}
+   */
+  async mustRun() {
+    const status = await this.ended;
+    throw new Error(`${this.name} ended with ${status}\n${this.stderr}`);
+  }
+
+  /**
    * Waits until the output matches, failing early when the program ends first.
    *
    * @param {RegExp} pattern

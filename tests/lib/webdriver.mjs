@@ -74,7 +74,12 @@ async function start(driver, capabilities, env, args) {
   const port = await freePort();
   const program = new Background(driver, [`--port=${port}`, ...args], { env });
   const base = `http://127.0.0.1:${port}`;
-  await waitFor(`${driver} is ready`, async () => (await call("GET", `${base}/status`)).ready);
+  const ready = waitFor(
+    `${driver} is ready`,
+    async () => (await call("GET", `${base}/status`)).ready,
+  );
+  ready.catch(() => {});
+  await Promise.race([ready, program.mustRun()]);
   const session = await call("POST", `${base}/session`, {
     capabilities: { alwaysMatch: capabilities },
   });
