@@ -14,11 +14,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_core::Stream as _;
 use futures_sink::Sink as _;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, BufReader, ReadBuf},
     sync::mpsc,
     task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, timeout},
@@ -40,6 +40,14 @@ const MESSAGE_FLOOR: usize = 256 << 10;
 /// How many bytes of answers to pings may wait for a peer that doesn't read them. While there are more, nothing is read
 /// from it either: it would choose how much memory we take.
 const PONGS: usize = 64 << 10;
+/// Bytes up to this length are joined with their neighbours: a message costs more than such a copy.
+const SHORT: usize = 16 << 10;
+/// How long a message of joined bytes is at most.
+const JOINED: usize = 64 << 10;
+/// How many bytes are read ahead of the message that is being decoded, so that a burst of short ones is one system call.
+const READ_AHEAD: usize = 16 << 10;
+/// How many commands are obeyed before the others get a turn.
+const BATCH: usize = 64;
 /// Bytes of a frame's head, at most, as we send it.
 const FRAME_HEAD: usize = 4;
 /// The longest reason of a close frame, bytes (RFC 6455, section 5.5: 125, less the code).
@@ -88,6 +96,8 @@ impl End {
 pub(crate) struct Socket<S> {
     stream: WebSocketStream<S>,
     queue: VecDeque<Message>,
+    /// The end of the queue, which is to be one message.
+    joined: BytesMut,
     queued: usize,
     /// Bytes of answers to pings since everything was sent last.
     pongs: usize,
@@ -102,6 +112,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         Self {
             stream,
             queue: VecDeque::new(),
+            joined: BytesMut::new(),
             queued: 0,
             pongs: 0,
             end: None,
@@ -111,8 +122,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Queues a message; [`Socket::step`] sends it.
     pub(crate) fn push(&mut self, message: Message) {
+        self.seal();
         self.queued += message.as_payload().len();
         self.queue.push_back(message);
+    }
+
+    /// Queues bytes of the NBD stream. Short ones that follow each other become one message.
+    pub(crate) fn push_data(&mut self, data: Bytes) {
+        if data.len() > SHORT {
+            return self.push(Message::binary(data));
+        }
+        if self.joined.len() + data.len() > JOINED {
+            self.seal();
+        }
+        self.queued += data.len();
+        self.joined.extend_from_slice(&data);
+    }
+
+    /// What was joined until now is a message.
+    fn seal(&mut self) {
+        if !self.joined.is_empty() {
+            self.queue.push_back(Message::binary(self.joined.split()));
+        }
     }
 
     /// How many bytes wait to be sent.
@@ -167,6 +198,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
 
     /// Ready when one more message has left the queue.
     fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        self.seal();
         let mut stream = Pin::new(&mut self.stream);
         if !self.queue.is_empty() {
             ready!(stream.as_mut().poll_ready(context)?);
@@ -210,6 +242,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// Of a message that is too long only as the sum of its parts the stream itself says nothing.
     async fn object_to_length(&mut self) {
         self.queue.clear();
+        self.joined.clear();
         self.push(Message::close(
             Some(CloseCode::MESSAGE_TOO_BIG),
             "a message in parts that is too long",
@@ -230,7 +263,7 @@ fn shortened(reason: &str) -> &str {
 
 /// A connection that counts what comes. The parts of a long message on a slow line are signs of life.
 pub(crate) struct Counted<S> {
-    stream: S,
+    stream: BufReader<S>,
     received: Arc<AtomicU64>,
 }
 
@@ -248,7 +281,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -304,7 +337,7 @@ pub(crate) fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     let limits = Limits::default().max_payload_len(Some(limit));
     let received = Arc::new(AtomicU64::new(0));
     let stream = Counted {
-        stream,
+        stream: BufReader::with_capacity(READ_AHEAD, stream),
         received: Arc::clone(&received),
     };
     Accepted {
@@ -383,6 +416,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Keeper<S> {
         let mut ticks = interval(TICK.min(self.silence / 3));
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut batch = Vec::with_capacity(BATCH);
         loop {
             tokio::select! {
                 step = self.socket.step() => match step {
@@ -394,8 +428,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Keeper<S> {
                     }
                     Step::Closed(end) => return (end.closing(), None),
                 },
-                command = self.commands.recv() => {
-                    if let Some((closing, farewell)) = self.obey(command) {
+                count = self.commands.recv_many(&mut batch, BATCH) => {
+                    if count == 0 {
+                        let reason = "the session is over".to_owned();
+                        return (Closing::Clean, Some(Farewell { code: 1001, reason }));
+                    }
+                    let end = batch.drain(..).find_map(|command| self.obey(command));
+                    if let Some((closing, farewell)) = end {
                         return (closing, Some(farewell));
                     }
                 }
@@ -439,19 +478,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Keeper<S> {
         Ok(())
     }
 
-    fn obey(&mut self, command: Option<LinkCommand>) -> Option<(Closing, Farewell)> {
+    /// What follows when the link is to end.
+    fn obey(&mut self, command: LinkCommand) -> Option<(Closing, Farewell)> {
         match command {
-            Some(LinkCommand::Data(data)) => self.socket.push(Message::binary(data)),
-            Some(LinkCommand::Text(text)) => self.socket.push(Message::text(text)),
-            Some(LinkCommand::Close { code, reason }) => {
+            LinkCommand::Data(data) => self.socket.push_data(data),
+            LinkCommand::Text(text) => self.socket.push(Message::text(text)),
+            LinkCommand::Close { code, reason } => {
                 return Some((Closing::Clean, Farewell { code, reason }));
             }
-            Some(LinkCommand::Cut { code, reason }) => {
+            LinkCommand::Cut { code, reason } => {
                 return Some((Closing::Lost(reason.clone()), Farewell { code, reason }));
-            }
-            None => {
-                let reason = "the session is over".to_owned();
-                return Some((Closing::Clean, Farewell { code: 1001, reason }));
             }
         }
         None

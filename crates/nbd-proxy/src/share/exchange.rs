@@ -29,8 +29,6 @@ const READERS: usize = 8;
 const BUDGET: u64 = 64 << 20;
 /// How many requests may wait.
 const WAITING: usize = 4096;
-/// Answers up to this length are one message, bytes: a message costs more than such a copy.
-const JOINED: usize = 16 << 10;
 /// How long a server may be silent: it sends a beat every 5 s.
 const SILENCE: Duration = Duration::from_secs(15);
 /// How long the server has to end the session once we said goodbye; it still reads while its stop hook runs.
@@ -259,7 +257,7 @@ impl<'a> Exchange<'a> {
     fn advance(&mut self) -> Result<(), Farewell> {
         if let Stage::Handshake(handshake) = &mut self.stage {
             while let Some(output) = handshake.poll_output() {
-                self.socket.push(Message::binary(output));
+                self.socket.push_data(output);
             }
             match handshake.poll_event() {
                 None => return Ok(()),
@@ -391,10 +389,5 @@ fn reply(
 ) {
     let mut output = Vec::new();
     transmission.reply(reply_to, result, &mut output);
-    if output.iter().map(Bytes::len).sum::<usize>() <= JOINED {
-        return socket.push(Message::binary(output.concat()));
-    }
-    for part in output {
-        socket.push(Message::binary(part));
-    }
+    output.into_iter().for_each(|part| socket.push_data(part));
 }

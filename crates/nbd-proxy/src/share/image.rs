@@ -15,7 +15,7 @@ use nbd::{
 };
 use nbd_session::ImageInfo;
 use rustix::{
-    fs::SeekFrom as Sparse,
+    fs::{SeekFrom as Sparse, fstatfs},
     io::{ReadWriteFlags, preadv2},
 };
 
@@ -28,6 +28,8 @@ const PIECE: usize = 256 << 10;
 const SHORT: usize = 64 << 10;
 /// The most extents in one answer: a client asks again for the rest.
 const EXTENTS: usize = 1024;
+/// The file system that is memory itself, and knows no `RWF_NOWAIT` (linux/magic.h, `TMPFS_MAGIC`).
+const TMPFS: u32 = 0x0102_1994;
 
 /// An open image.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub(super) struct Image {
     info: ImageInfo,
     /// Of a regular file; reading from one that was written to since would mix two images into one.
     version: Option<Version>,
+    /// How a read is told not to wait for a disk.
+    at_once: ReadWriteFlags,
 }
 
 /// What changes when a file is written to.
@@ -80,6 +84,10 @@ impl Image {
                 .map(|version| version.modified.0 * 1000 + version.modified.1 / 1_000_000),
         };
         Ok(Self {
+            at_once: match is_memory(&file) {
+                true => ReadWriteFlags::empty(),
+                false => ReadWriteFlags::NOWAIT,
+            },
             file,
             path: path.to_owned(),
             info,
@@ -164,7 +172,7 @@ impl Image {
         let length = usize::try_from(length).ok().filter(|&it| it <= SHORT)?;
         let mut data = vec![0; length];
         let into = &mut [IoSliceMut::new(&mut data)];
-        let count = preadv2(&self.file, into, offset, ReadWriteFlags::NOWAIT).ok()?;
+        let count = preadv2(&self.file, into, offset, self.at_once).ok()?;
         let is_whole = count == length && self.is_unchanged();
         is_whole.then(|| Reply::Data(Bytes::from(data).into()))
     }
@@ -208,6 +216,10 @@ impl Image {
             Err(_) => (end, data),
         }
     }
+}
+
+fn is_memory(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|system| u32::try_from(system.f_type) == Ok(TMPFS))
 }
 
 fn version(file: &File) -> anyhow::Result<Version> {
