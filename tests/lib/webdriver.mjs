@@ -169,6 +169,9 @@ class Tab {
   /** @param {string} url */
   async go(url) {
     await this.browser.within(this.handle, (send) => send("POST", "/url", { url }));
+    // WebKit's driver may answer before the scripts of the page have run.
+    const loaded = 'location.protocol !== "about:" && document.readyState === "complete"';
+    await waitFor(`${url} is loaded`, () => this.evaluate(loaded));
   }
 
   /**
