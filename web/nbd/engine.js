@@ -4,6 +4,7 @@ import { WindowCache } from "./cache.js";
 import { Hold, holdSeconds } from "./hold.js";
 import { Link } from "./link.js";
 import { Service } from "./service.js";
+import { Trace } from "./trace.js";
 
 /** @typedef {import("./image-error.js").ImageError} ImageError */
 /** @typedef {import("./image.js").ImageInfo} ImageInfo */
@@ -55,6 +56,10 @@ import { Service } from "./service.js";
  * @property {string} reason for people
  */
 
+/** @typedef {import("./trace.js").Range} Range */
+
+/** @typedef {Range & {time: number}} LastRead `time` is of the same clock as the state's */
+
 /** @typedef {"idle" | "connecting" | "serving" | "held" | "ended"} Phase */
 
 /**
@@ -64,6 +69,10 @@ import { Service } from "./service.js";
  * @property {number} bytes of the image sent since start()
  * @property {number} requests answered since start()
  * @property {number} time in milliseconds, of a clock that only goes forward, of these two counts
+ * @property {Range[]} reads what of the image was sent since the state before this one, in its order,
+ *   each to whole 4096ths of the image
+ * @property {LastRead | null} lastRead the latest of them, exactly
+ * @property {number | null} roundTrip milliseconds to the server and back, while it can be measured
  * @property {ServerState | null} server
  * @property {Held | null} held while the phase is "held"
  * @property {{reason: string, message: string} | null} end what the server said at the end:
@@ -92,6 +101,9 @@ export const IDLE = Object.freeze({
   bytes: 0,
   requests: 0,
   time: 0,
+  reads: [],
+  lastRead: null,
+  roundTrip: null,
   server: null,
   held: null,
   end: null,
@@ -118,6 +130,9 @@ export class Engine {
   /** Whether the session was ever served; until then there is nothing to come back to. */
   #served = false;
   #heardAt = 0;
+  #trace;
+  /** @type {number | null} when the server was asked for a word, in case it did not answer yet */
+  #pingedAt = null;
   #stopping = false;
   /** @type {State} */
   #state;
@@ -136,6 +151,7 @@ export class Engine {
     this.#emit = emit;
     this.#Socket = Socket;
     this.#reader = new WindowCache({ size: source.info.size, read: this.#read.bind(this) });
+    this.#trace = new Trace(source.info.size);
     this.#state = { ...IDLE, phase: "connecting", image: source.info };
     this.#hold = new Hold({
       retry: () => this.#retry(),
@@ -211,7 +227,7 @@ export class Engine {
       link,
       {
         begun: () => this.#begun(),
-        answered: (bytes) => this.#count(bytes),
+        answered: (bytes, offset) => this.#count(bytes, offset),
         ended: (error) => this.#left(error),
       },
     );
@@ -222,6 +238,7 @@ export class Engine {
     this.#served = true;
     this.#hold.served();
     this.#change({ phase: "serving", held: null });
+    this.#ping();
   }
 
   /** @param {ProtocolError | null} error why the client does not go on */
@@ -241,9 +258,23 @@ export class Engine {
   #hear({ type, ...rest }) {
     if (type === "state") {
       this.#change({ server: /** @type {any} */ (rest) });
+    } else if (type === "beat") {
+      this.#ping();
+    } else if (type === "pong" && this.#pingedAt !== null) {
+      const roundTrip = now() - this.#pingedAt;
+      this.#pingedAt = null;
+      this.#change({ roundTrip });
     } else if (type === "end") {
       const { reason, message } = rest;
       this.#change({ end: { reason: String(reason ?? ""), message: String(message ?? "") } });
+    }
+  }
+
+  /** One at a time: a server that doesn't know it is not asked again. */
+  #ping() {
+    if (this.#address.messages && this.#pingedAt === null) {
+      this.#pingedAt = now();
+      this.#link?.sendMessage({ type: "ping" });
     }
   }
 
@@ -252,6 +283,7 @@ export class Engine {
     // What it still reads is dropped.
     this.#service?.stop();
     this.#service = null;
+    this.#pingedAt = null;
     const cause = error ?? this.#refusedWithoutAWord();
     if (cause !== null && this.#mayComeBack(cause.code, closeCode)) {
       this.#lost(cause);
@@ -279,7 +311,11 @@ export class Engine {
       this.#heardAt = /** @type {Link} */ (this.#link).heardAt;
       this.#hold.begin(this.#heardAt, this.#holdSeconds());
     }
-    this.#change({ phase: "held", held: { secondsLeft: this.#hold.secondsLeft, code, reason } });
+    this.#change({
+      phase: "held",
+      roundTrip: null,
+      held: { secondsLeft: this.#hold.secondsLeft, code, reason },
+    });
   }
 
   #holdSeconds() {
@@ -334,10 +370,17 @@ export class Engine {
     }
   }
 
-  /** @param {number} bytes */
-  #count(bytes) {
+  /**
+   * @param {number} bytes
+   * @param {number} offset
+   */
+  #count(bytes, offset) {
     this.#state.bytes += bytes;
     this.#state.requests += 1;
+    if (bytes > 0) {
+      this.#trace.add(offset, bytes);
+      this.#state.lastRead = { offset, length: bytes, time: now() };
+    }
     this.#countTimer ??= setTimeout(() => this.#change({}), COUNT_INTERVAL);
   }
 
@@ -358,7 +401,7 @@ export class Engine {
     }
     clearTimeout(this.#countTimer);
     this.#countTimer = undefined;
-    this.#state = { ...this.#state, ...changes, time: now() };
+    this.#state = { ...this.#state, ...changes, reads: this.#trace.take(), time: now() };
     this.#emit({ ...this.#state });
   }
 }

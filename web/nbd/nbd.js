@@ -22,6 +22,8 @@ export { ImageError };
 /** @typedef {import("./engine.js").EndError} EndError */
 /** @typedef {import("./engine.js").Held} Held */
 /** @typedef {import("./engine.js").Keep} Keep */
+/** @typedef {import("./engine.js").LastRead} LastRead */
+/** @typedef {import("./engine.js").Range} Range */
 /** @typedef {import("./image.js").CustomImage} CustomImage */
 /** @typedef {import("./image.js").Image} Image */
 /** @typedef {import("./link.js").LinkAddress} LinkAddress */

@@ -25,7 +25,8 @@ import { Transmission } from "./transmission.js";
 /**
  * @typedef {object} Listener
  * @property {() => void} begun the handshake is done, requests are answered from now on
- * @property {(bytes: number) => void} answered one request more, with so many of the image's bytes
+ * @property {(bytes: number, offset: number) => void} answered one request more, with so many of the
+ *   image's bytes from there on
  * @property {(error: ProtocolError | null) => void} ended the client left in order (null), or broke
  *   a rule. Nothing is sent afterwards
  */
@@ -222,18 +223,19 @@ export class Service {
     }
     this.#reads -= 1;
     this.#readBytes -= request.length;
-    this.#answer(reply, served);
+    this.#answer(reply, served, request.offset);
     this.#readOn();
   }
 
   /**
    * @param {Uint8Array[]} reply
    * @param {number} served bytes of the image in it
+   * @param {number} [offset] where they begin
    */
-  #answer(reply, served) {
+  #answer(reply, served, offset = 0) {
     if (!this.#over) {
       this.#send(reply);
-      this.#listener.answered(served);
+      this.#listener.answered(served, offset);
     }
   }
 

@@ -65,8 +65,39 @@ test("messages of one byte each are a stream like any other", async () => {
   const read = request({ type: Command.READ, offset: 7, length: 9 });
   socket.deliver(bytes(ENTER, read), 1);
   assert.equal(last().phase, "serving");
-  await until(() => socket.sent.length >= 4);
+  // Its handshake, a ping, and the answer's two halves.
+  await until(() => socket.sent.length >= 5);
   assert.deepEqual(socket.takeBytes().subarray(-9), pattern(7, 9));
+});
+
+test("what was read is told once, and the latest read stays known", async () => {
+  const { socket, states, last } = await serving({ size: 4096 * 4096 });
+  socket.deliver(request({ type: Command.READ, offset: 4096 * 7, length: 100 }));
+  await until(() => socket.sent.length > 0);
+  mock.timers.tick(250);
+  assert.deepEqual(last().reads, [{ offset: 4096 * 7, length: 4096 }]);
+  const { offset, length, time } = last().lastRead ?? {};
+  assert.deepEqual([offset, length], [4096 * 7, 100]);
+  assert.ok(Number(time) <= last().time);
+  socket.deliver(request({ type: Command.FLUSH }));
+  mock.timers.tick(250);
+  assert.deepEqual([last().requests, last().reads], [2, []]);
+  assert.equal(last().lastRead?.offset, 4096 * 7);
+  assert.equal(states.filter(({ reads }) => reads.length > 0).length, 1);
+});
+
+test("the round trip is measured by a ping after each beat, one at a time", async () => {
+  const { socket, last } = await serving({ messages: true });
+  const pings = () => socket.sent.splice(0).filter((one) => one === '{"type":"ping"}').length;
+  pings();
+  assert.equal(last().roundTrip, null);
+  socket.deliverText({ type: "beat" });
+  assert.equal(pings(), 0, "the first is not answered yet");
+  socket.deliverText({ type: "pong" });
+  const { roundTrip } = last();
+  assert.ok(roundTrip !== null && roundTrip >= 0);
+  socket.deliverText({ type: "beat" });
+  assert.equal(pings(), 1);
 });
 
 test("no message is longer than 131,072 bytes while no request is", async () => {

@@ -112,6 +112,7 @@ mod tests {
             name: name.into(),
             default: name == "0",
             device: "auto".into(),
+            media: "disk".into(),
             metadata: None,
             may: Vec::new(),
             session,

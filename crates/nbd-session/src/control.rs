@@ -18,6 +18,8 @@ pub enum PageMessage {
     Image(ImageInfo),
     /// The session is to end.
     Bye,
+    /// To be answered by [`ServerMessage::Pong`] at once: how the round trip is measured.
+    Ping,
     /// A type of a newer version.
     #[serde(other)]
     Unknown,
@@ -29,6 +31,8 @@ pub enum PageMessage {
 pub enum ServerMessage {
     /// Nothing but that the server is alive.
     Beat,
+    /// The answer to a [`PageMessage::Ping`].
+    Pong,
     /// What has become of the image.
     State(DeviceState),
     /// The session has ended.

@@ -52,6 +52,9 @@ pub(crate) struct ConfigurationView {
     pub(crate) default: bool,
     /// `device` of the configuration file.
     pub(crate) device: String,
+    /// What the machine's hook is told to show it as, `disk` or `cdrom`.
+    #[serde(default)]
+    pub(crate) media: String,
     /// As in the configuration file.
     pub(crate) metadata: Option<Map<String, Value>>,
     /// What the user who asks may do with it; not in events, which are everybody's.

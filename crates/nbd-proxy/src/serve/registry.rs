@@ -253,6 +253,7 @@ impl Slot {
             name: configuration.name.clone(),
             default: configuration.default,
             device: configuration.device.to_string(),
+            media: configuration.media.as_str().to_owned(),
             metadata: configuration.metadata.clone(),
             may: Vec::new(),
             session: self

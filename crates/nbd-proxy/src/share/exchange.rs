@@ -238,7 +238,7 @@ impl<'a> Exchange<'a> {
                     self.progress.set_device(&state);
                 }
                 ServerMessage::End { reason, message } => self.ended = Some((reason, message)),
-                ServerMessage::Beat | ServerMessage::Unknown => {}
+                ServerMessage::Beat | ServerMessage::Pong | ServerMessage::Unknown => {}
             }
         } else if message.is_binary() {
             let data: Bytes = message.into_payload().into();

@@ -204,6 +204,7 @@ fn configurations_are_shown_with_their_metadata_as_written() {
     assert_eq!(all["configurations"][0]["name"], "0");
     assert_eq!(all["configurations"][0]["default"], true);
     assert_eq!(all["configurations"][0]["session"], json!(null));
+    assert_eq!(all["configurations"][0]["media"], "disk");
     let response = server.get("/api/v1/configurations/lab%202");
     assert!(
         response.text().contains(r#""metadata":{"b":1,"a":2}"#),

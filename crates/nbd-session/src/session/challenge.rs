@@ -77,7 +77,8 @@ impl Session {
                 Ok(())
             }
             PageMessage::Bye => Err(Fault::early_bye()),
-            PageMessage::Unknown => Ok(()),
+            // Only what is served already is worth measuring.
+            PageMessage::Ping | PageMessage::Unknown => Ok(()),
         }
     }
 

@@ -415,6 +415,10 @@ impl Session {
                 self.say_farewell(now);
                 Ok(())
             }
+            PageMessage::Ping => {
+                self.send_text(&ServerMessage::Pong);
+                Ok(())
+            }
             PageMessage::Unknown => Ok(()),
         }
     }

@@ -124,6 +124,14 @@ fn the_server_beats_every_five_seconds() {
 }
 
 #[test]
+fn a_ping_is_answered_at_once_so_that_the_page_can_measure_the_line() {
+    let mut bench = Bench::serving(SessionConfig::default(), 1000);
+    let link = bench.peer().link;
+    bench.say(link, &PageMessage::Ping.encode());
+    assert_eq!(bench.texts.last(), Some(&ServerMessage::Pong));
+}
+
+#[test]
 fn fifteen_seconds_of_silence_are_a_loss() {
     let mut bench = Bench::serving(SessionConfig::default(), 1000);
     let link = bench.peer().link;
