@@ -1,8 +1,8 @@
-//! Installing what the tests need: Debian packages, npm packages, cargo's tools.
+//! Installing what the tests need: Debian packages, npm packages, Python packages, cargo's tools.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::command::{Failure, command, line, output, root, run};
+use crate::command::{Failure, command, line, output, root, run, target_directory};
 
 const DEBIAN_PACKAGES: &str = include_str!("../debian-packages.txt");
 
@@ -17,6 +17,7 @@ const CARGO_TOOLS: [&str; 2] = ["cargo-deny", "cargo-fuzz"];
 pub(crate) fn everything() -> Result<(), Failure> {
     debian_packages()?;
     npm_packages()?;
+    python_packages()?;
     cargo_tools()
 }
 
@@ -93,6 +94,33 @@ fn npm_packages() -> Result<(), Failure> {
         return Ok(());
     }
     run(&mut line("npm ci --no-audit --no-fund"))
+}
+
+/// Where the Python packages are that Debian lacks: a virtual environment of Debian's interpreter.
+pub(crate) fn python_environment() -> PathBuf {
+    target_directory().join("python")
+}
+
+fn python_packages() -> Result<(), Failure> {
+    let wanted = root().join("tests/api/requirements.txt");
+    let environment = python_environment();
+    // A copy of what was installed.
+    let installed = environment.join("requirements.txt");
+    let text = |path: &Path| std::fs::read_to_string(path).ok();
+    if text(&installed).is_some() && text(&installed) == text(&wanted) {
+        println!("All Python packages are there.");
+        return Ok(());
+    }
+    run(line("/usr/bin/python3 -m venv --clear").arg(&environment))?;
+    let pip = environment.join("bin/pip");
+    run(command(
+        &pip.to_string_lossy(),
+        ["install", "--quiet", "--requirement"],
+    )
+    .arg(&wanted))?;
+    std::fs::copy(&wanted, &installed)
+        .map(drop)
+        .map_err(|error| format!("{}: {error}", installed.display()))
 }
 
 fn modified(path: &str) -> Option<std::time::SystemTime> {

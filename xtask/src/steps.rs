@@ -30,7 +30,7 @@ pub(crate) struct Step {
 pub(crate) const STEPS: [Step; 14] = [
     step(
         "setup",
-        "Debian packages (as root), npm packages, cargo-deny, cargo-fuzz",
+        "Debian packages (as root), npm and Python packages, cargo-deny, cargo-fuzz",
         || check(setup::everything),
     ),
     step("format", "rustfmt, Biome", || check(format)),
@@ -59,7 +59,7 @@ pub(crate) const STEPS: [Step; 14] = [
     ),
     step(
         "package",
-        "manual pages, completions, the dashboard, the Debian package",
+        "manual pages, completions, the dashboard, the HTTP API's description, the Debian package",
         package,
     ),
     step(
@@ -193,11 +193,16 @@ fn peers() -> Result<Counts, Failure> {
 fn package() -> Result<Counts, Failure> {
     let program = build_program()?;
     let manual = manual::write()?;
-    run_tests(
+    let mut counts = run_tests(
         limited("/usr/bin/python3 -m pytest -rs tests/package")
-            .env("NBD_PROXY", program)
+            .env("NBD_PROXY", &program)
             .env("MANUAL", manual),
-    )
+    )?;
+    let python = setup::python_environment().join("bin/python");
+    counts += run_tests(
+        limited(&format!("{} -m pytest -rs tests/api", python.display())).env("NBD_PROXY", program),
+    )?;
+    Ok(counts)
 }
 
 fn browser() -> Result<Counts, Failure> {

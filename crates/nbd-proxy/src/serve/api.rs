@@ -7,7 +7,7 @@ use std::{
 };
 
 use hyper::{
-    HeaderMap, Method, Response, StatusCode,
+    HeaderMap, Response, StatusCode,
     body::Incoming,
     header::{self, HeaderValue},
 };
@@ -278,36 +278,38 @@ fn with_cookie(cookie: HeaderValue) -> Response<Body> {
     response
 }
 
-/// Answers the rest of the API; `path` is what follows `/api/v1/`, percent-decoded.
+/// Answers the rest of the API, whose methods were looked at; `path` is what follows `/api/v1/`, percent-decoded.
 pub(super) async fn answer(
     server: &Arc<Server>,
     identity: &Identity,
     who: Who,
-    method: &Method,
     path: &[&str],
     body: Incoming,
 ) -> Response<Body> {
     let registry = &server.registry;
     let user = &identity.user;
     let no_such = |name| http::error(StatusCode::NOT_FOUND, registry.no_such(user, name));
-    match (method, path) {
-        (&Method::GET, ["configurations"]) => http::json(StatusCode::OK, &list(server, identity)),
-        (&Method::GET, ["configurations", name]) => match registry.find(user, name) {
+    match path {
+        ["configurations"] => http::json(StatusCode::OK, &list(server, identity)),
+        ["configurations", name] => match registry.find(user, name) {
             Some(slot) => http::json(StatusCode::OK, &view(slot, &identity.user)),
             None => no_such(name),
         },
-        (&Method::POST, ["configurations", name, "eject"]) => match registry.find(user, name) {
+        ["configurations", name, "eject"] => match registry.find(user, name) {
             Some(slot) => eject(server, slot, identity, who, body).await,
             None => no_such(name),
         },
-        (&Method::GET, ["events"]) => events::stream(server, identity),
-        (_, ["configurations"] | ["configurations", _] | ["events"]) => http::wrong_method("GET"),
-        (_, ["configurations", _, "eject"]) => http::wrong_method("POST"),
-        _ => http::error(
-            StatusCode::NOT_FOUND,
-            "the API has nothing at this path; see docs/protocol.md",
-        ),
+        ["events"] => events::stream(server, identity),
+        _ => nothing(),
     }
+}
+
+/// Answers what asks for nothing that there is.
+pub(super) fn nothing() -> Response<Body> {
+    http::error(
+        StatusCode::NOT_FOUND,
+        "the API has nothing at this path; see docs/openapi.yaml",
+    )
 }
 
 fn list(server: &Server, identity: &Identity) -> Configurations {
