@@ -18,7 +18,8 @@ import { join, relative } from "node:path";
 import { pipeline } from "node:stream/promises";
 import { output } from "./process.mjs";
 
-const INSTALLER = "/usr/lib/debian-installer/images/12/amd64/text";
+/** Has a folder for each release of Debian whose installer is there. */
+const INSTALLERS = "/usr/lib/debian-installer/images";
 
 const INSTALLER_ENTRY = `
 	linux /boot/linux console=ttyS0 no_timer_check priority=low
@@ -34,10 +35,12 @@ export const INSTALLER_GREETING = /Choose a mirror of the Debian archive/;
  * @returns {Promise<string>} its path
  */
 export async function bootableIso() {
-  const version = await readFile(join(INSTALLER, "version.info"), "utf8");
+  const [release] = (await readdir(INSTALLERS)).sort().reverse();
+  const installer = join(INSTALLERS, release, "amd64/text");
+  const version = await readFile(join(installer, "version.info"), "utf8");
   return cachedIso("installer", [version, INSTALLER_ENTRY], INSTALLER_ENTRY, async (tree) => {
     for (const file of ["linux", "initrd.gz"]) {
-      await copyFile(join(INSTALLER, "debian-installer/amd64", file), join(tree, "boot", file));
+      await copyFile(join(installer, "debian-installer/amd64", file), join(tree, "boot", file));
     }
   });
 }

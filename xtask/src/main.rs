@@ -2,6 +2,7 @@
 
 mod command;
 mod counts;
+mod debian;
 mod manual;
 mod setup;
 mod steps;

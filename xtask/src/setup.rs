@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::command::{Failure, command, line, output, root, run, target_directory};
-
-const DEBIAN_PACKAGES: &str = include_str!("../debian-packages.txt");
+use crate::debian;
 
 /// The oldest Node.js with the test runner and the `Blob` of files that the tests use.
 const NODE_VERSION: u32 = 20;
@@ -15,76 +14,24 @@ const CARGO_TOOLS: [&str; 2] = ["cargo-deny", "cargo-fuzz"];
 
 /// Installs everything that is missing.
 pub(crate) fn everything() -> Result<(), Failure> {
-    debian_packages()?;
+    debian::packages()?;
     npm_packages()?;
     python_packages()?;
     cargo_tools()
 }
 
-fn debian_packages() -> Result<(), Failure> {
-    if !Path::new("/usr/bin/dpkg-query").exists() {
-        println!("Not a Debian system: install the likes of xtask/debian-packages.txt by hand.");
-        return Ok(());
-    }
-    let missing = missing_debian_packages();
-    if missing.is_empty() {
-        println!("All Debian packages are there.");
-        return Ok(());
-    }
-    if output(&mut line("id -u")).trim() != "0" {
-        return Err(format!(
-            "Debian packages are missing, and only root can install them:\n  \
-             sudo apt-get install --no-install-recommends {}",
-            missing.join(" ")
-        ));
-    }
-    run(&mut line("apt-get update --quiet"))?;
-    run(
-        line("apt-get install --quiet --yes --no-install-recommends --allow-downgrades")
-            .args(with_one_qemu(missing))
-            .env("DEBIAN_FRONTEND", "noninteractive"),
-    )
-}
-
-fn missing_debian_packages() -> Vec<String> {
-    let listing = output(&mut command(
-        "dpkg-query",
-        ["-W", "-f", "${Package} ${db:Status-Status}\n"],
-    ));
-    let installed = |name: &str| {
-        listing
-            .lines()
-            .any(|line| line == format!("{name} installed"))
-    };
-    DEBIAN_PACKAGES
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#') && !installed(line))
-        .map(str::to_owned)
-        .collect()
-}
-
-/// Packages of QEMU conflict unless they are of one version, and a machine may already have
-/// `qemu-utils` from backports: asks for the version that `qemu-system-x86` will have.
-fn with_one_qemu(mut packages: Vec<String>) -> Vec<String> {
-    if packages.iter().any(|name| name.starts_with("qemu-")) {
-        let policy = output(&mut line("apt-cache policy qemu-system-x86"));
-        let version = policy
-            .lines()
-            .find_map(|line| line.trim().strip_prefix("Candidate: "));
-        if let Some(version) = version {
-            packages.retain(|name| name != "qemu-utils");
-            packages.push(format!("qemu-utils={version}"));
-        }
-    }
-    packages
+/// Whether a version of Node.js is new enough.
+pub(crate) fn is_recent_node(version: &str) -> bool {
+    let major = version.trim_start_matches('v').split('.').next();
+    major.and_then(|number| number.parse().ok()) >= Some(NODE_VERSION)
 }
 
 fn npm_packages() -> Result<(), Failure> {
     let node = output(&mut line("node --version"));
-    let major = node.trim().trim_start_matches('v').split('.').next();
-    if major.and_then(|number| number.parse().ok()) < Some(NODE_VERSION) {
+    if !is_recent_node(&node) {
         return Err(format!(
-            "Node.js {NODE_VERSION} or newer with npm is missing (https://nodejs.org has it), found {node:?}"
+            "Node.js {NODE_VERSION} or newer is missing (https://nodejs.org has it), found {:?}",
+            node.trim()
         ));
     }
     // npm writes the inner file last; it is as old as what is installed.

@@ -20,6 +20,9 @@ mod config;
 #[cfg(feature = "serve")]
 mod control;
 mod device;
+#[cfg(test)]
+#[cfg(feature = "serve")]
+mod documents;
 #[cfg(feature = "serve")]
 mod eject;
 #[cfg(feature = "fuzzing")]
