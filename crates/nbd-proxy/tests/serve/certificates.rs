@@ -103,6 +103,17 @@ pub(crate) fn connect(
     ca: &Path,
     certificate: Option<&Pair>,
 ) -> StreamOwned<ClientConnection, TcpStream> {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    secure(stream, ca, certificate)
+}
+
+/// The same on a connection that is there.
+pub(crate) fn secure(
+    stream: TcpStream,
+    ca: &Path,
+    certificate: Option<&Pair>,
+) -> StreamOwned<ClientConnection, TcpStream> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).unwrap() {
         roots.add(certificate.unwrap()).unwrap();
@@ -121,8 +132,6 @@ pub(crate) fn connect(
         None => builder.with_no_client_auth(),
     };
     let name = ServerName::try_from("localhost").unwrap();
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let connection = ClientConnection::new(Arc::new(config), name).unwrap();
     StreamOwned::new(connection, stream)
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -54,7 +54,18 @@ impl Arena {
 
     /// The same with another device in configuration `"0"`.
     pub(super) fn with_device(device: &str, members: &str, timeout: u32) -> Self {
+        Self::prepared(device, members, timeout, |_| {})
+    }
+
+    /// The same, where files are needed that `prepare` writes into the server's folder.
+    pub(super) fn prepared(
+        device: &str,
+        members: &str,
+        timeout: u32,
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        prepare(folder.path());
         let config = format!(
             r#"{{"timeout": {timeout}, "configurations": {{
                 "0": {{"device": "{device}", "default": true, "state-hook": "FOLDER/hook", {members}}},

@@ -84,7 +84,8 @@ fn a_frame_without_a_mask() {
 /// Defence: RFC 6455, section 5.2, kept by tokio-websockets: no extension was agreed on, so nothing is ever inflated.
 #[test]
 fn a_compressed_frame() {
-    let attacks = [0x40, 0x20, 0x10].map(|reserved| frame(BINARY | reserved, b"\xca\x49\x4c\0"));
+    // Without these bits it would be an empty message, which harms nobody.
+    let attacks = [0x40, 0x20, 0x10].map(|reserved| frame(BINARY | reserved, b""));
     ends_the_link(1002, &attacks);
 }
 

@@ -12,4 +12,5 @@ mod page;
 mod places;
 mod replies;
 mod rights;
+mod target;
 mod texts;

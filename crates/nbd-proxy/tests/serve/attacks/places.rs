@@ -100,11 +100,15 @@ fn a_link_in_the_place_of_the_socket() {
     });
     let place = arena.server.folder.path().join("place");
     assert_eq!(fs::read_to_string(place.join("precious")).unwrap(), "bytes");
-    assert!(
-        fs::symlink_metadata(place.join("0.sock"))
-            .unwrap()
-            .is_symlink()
-    );
+    let is_link = |path: &Path| fs::symlink_metadata(path).unwrap().is_symlink();
+    assert!(is_link(&place.join("0.sock")));
+    arena.survives();
+    // Nor a dead socket of our own, which would be removed if it stood there itself.
+    let arena = is_refused("is not a socket", |place| {
+        drop(UnixListener::bind(place.join("dead.sock")).unwrap());
+        symlink(place.join("dead.sock"), place.join("0.sock")).unwrap();
+    });
+    assert!(is_link(&arena.server.folder.path().join("place/0.sock")));
     arena.survives();
 }
 

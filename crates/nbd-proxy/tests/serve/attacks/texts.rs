@@ -4,6 +4,7 @@ use std::fs;
 
 use super::{
     arena::{Arena, PLACE, SIZE, expected, image},
+    client::{Client, Door, OPT_INFO},
     page::{Kind, Offer, Page},
 };
 
@@ -141,6 +142,12 @@ fn an_export_description_that_draws_on_terminals_and_is_not_utf_8() {
         arena.server.session()["state"] == "attached"
     });
     assert!(!deceives(arena.server.get("/api/v1/configurations").text()));
+    // A client of the device is told the description, and may show it.
+    let mut client = Client::haggling(&Door::Unix(arena.server.device()));
+    let told = client.ask_for(OPT_INFO, &[0, 0, 0, 0, 0, 1, 0, 2]);
+    let described = told.iter().find_map(|data| data.strip_prefix(&[0, 2]));
+    let told = String::from_utf8_lossy(described.unwrap());
+    assert!(told.contains("osi.exe") && !deceives(&told), "{told:?}");
     let reader = arena.reader();
     page.serve_until(&image(SIZE), || reader.is_done());
     assert!(reader.bytes() == Ok(expected()));
