@@ -37,6 +37,10 @@ use crate::{
 /// How long an eject by force may take before it is answered: who asked has the answer within 5 s.
 const FORCED_EJECT: Duration = Duration::from_millis(4500);
 
+/// More than the headers of a request and of its answer, in bytes.
+#[cfg(feature = "serve")]
+const MESSAGE_HEADERS: u64 = 64 << 10;
+
 /// How much is asked of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
@@ -68,6 +72,29 @@ impl Limits {
         cache: 32 << 20,
         device_memory: crate::device::budget::BUDGET,
     };
+}
+
+#[cfg(feature = "serve")]
+impl Limits {
+    /// What a session may have in memory, in bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        self.max_in_flight + self.device_memory as u64 + self.cache
+    }
+
+    /// The same with at most `bytes` in memory. What is on its way is cut least: the longest request stays as it is, for
+    /// a device was told of it.
+    pub(crate) fn within(self, bytes: u64) -> Self {
+        let one_request = (u64::from(self.max_request) + MESSAGE_HEADERS).min(self.max_in_flight);
+        let max_in_flight = self.max_in_flight.min(one_request.max(bytes / 4));
+        let rest = bytes.saturating_sub(max_in_flight);
+        let device_memory = (rest - self.cache.min(rest / 2)).min(self.device_memory as u64);
+        Self {
+            max_in_flight,
+            cache: self.cache.min(rest - device_memory),
+            device_memory: usize::try_from(device_memory).unwrap_or(self.device_memory),
+            ..self
+        }
+    }
 }
 
 /// What a session needs to know of its configuration.

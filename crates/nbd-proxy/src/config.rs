@@ -24,7 +24,8 @@ pub(crate) use access::{Access, LOCAL, Right, TrustedProxies, check_name};
 pub(crate) use audit::Destination;
 pub(crate) use keep::{Keep, Place};
 #[cfg(feature = "serve")]
-pub(crate) use limits::ServeLimits;
+#[cfg(feature = "serve")]
+pub(crate) use limits::{LEAST_MEMORY, ServeLimits};
 use reader::{Reader, Section};
 #[cfg(feature = "serve")]
 pub(crate) use serve::Doubt;

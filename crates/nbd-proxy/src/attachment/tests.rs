@@ -423,3 +423,18 @@ async fn counters_show_what_the_machine_read() {
         (3, SIZE as u64, "me")
     );
 }
+
+#[cfg(feature = "serve")]
+#[test]
+fn a_session_with_less_memory_takes_no_more_and_its_longest_request_stays_as_it_is() {
+    let wanted = Limits::SERVE;
+    assert_eq!(wanted.within(wanted.memory()), wanted);
+    for mebibytes in [8, 9, 31, 64, 100, 127] {
+        let bytes = mebibytes << 20;
+        let cut = wanted.within(bytes);
+        assert!(cut.memory() <= bytes, "{mebibytes} MiB: {cut:?}");
+        assert_eq!(cut.max_request, wanted.max_request);
+        assert!(cut.max_in_flight > u64::from(cut.max_request));
+        assert!(cut.cache > 0 && cut.device_memory > 0);
+    }
+}

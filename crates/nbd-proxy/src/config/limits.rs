@@ -15,7 +15,14 @@ pub(crate) struct ServeLimits {
     pub(crate) events: usize,
     /// Sessions.
     pub(crate) sessions: usize,
+    /// What all sessions together may have in memory, in bytes: at least [`LEAST_MEMORY`] for each.
+    pub(crate) memory: u64,
 }
+
+/// What one session may have in memory in any case, in bytes.
+pub(crate) const LEAST_MEMORY: u64 = 8 << 20;
+/// What all sessions together may have in memory unless told, in bytes.
+const USUAL_MEMORY: u64 = 1 << 30;
 
 impl Default for ServeLimits {
     fn default() -> Self {
@@ -25,12 +32,27 @@ impl Default for ServeLimits {
             links: 256,
             events: 128,
             sessions: 64,
+            memory: USUAL_MEMORY,
         }
     }
 }
 
 /// The most that any of them may be: what a process can have open is limited as well.
 const MOST: u64 = 1 << 16;
+
+fn read_memory(members: &mut Section<'_, '_>, sessions: usize) -> Result<u64, String> {
+    let least = LEAST_MEMORY * u64::try_from(sessions).unwrap_or(MOST);
+    match members.integer("memory")? {
+        None => Ok(USUAL_MEMORY.max(least)),
+        Some(bytes) if bytes >= least => Ok(bytes),
+        Some(_) => Err(members.about(
+            "memory",
+            &format!(
+                "must be {least} bytes or more, 8 MiB for each of {sessions} \"sessions\"; allow fewer of them, or more memory"
+            ),
+        )),
+    }
+}
 
 /// Reads `limits`.
 pub(super) fn read(section: &mut Section<'_, '_>) -> Result<ServeLimits, String> {
@@ -44,12 +66,14 @@ pub(super) fn read(section: &mut Section<'_, '_>) -> Result<ServeLimits, String>
         Some(count @ 1..=MOST) => Ok(usize::try_from(count).unwrap_or(usual)),
         Some(_) => Err(members.about(key, &format!("must be 1 to {MOST}"))),
     };
+    let sessions = read("sessions", usual.sessions)?;
     let limits = ServeLimits {
         connections: read("connections", usual.connections)?,
         connections_per_address: read("connections-per-address", usual.connections_per_address)?,
         links: read("links", usual.links)?,
         events: read("events", usual.events)?,
-        sessions: read("sessions", usual.sessions)?,
+        sessions,
+        memory: read_memory(&mut members, sessions)?,
     };
     members.finish()?;
     Ok(limits)

@@ -8,6 +8,7 @@ mod http;
 mod limits;
 mod links;
 mod listen;
+mod memory;
 mod metrics;
 pub(crate) mod path;
 mod patience;

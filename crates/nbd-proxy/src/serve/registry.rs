@@ -18,13 +18,14 @@ use tokio::{
 use super::{
     api::{ConfigurationView, SessionView},
     limits::{Limit, Reached},
+    memory::{Memory, Part},
     refusal::Refusal,
 };
 use crate::{
     attachment::{Adoption, Attachment, EjectError, Ejected, Outcome, Phase, Settings, Status},
     audit::Audit,
     claim::{self, Claim, ClaimError},
-    config::{Config, Configuration, Right},
+    config::{Config, Configuration, Right, ServeLimits},
     link::{Link, Peer},
     record, report,
     secret::random_hex,
@@ -38,9 +39,54 @@ pub(super) struct Registry {
     slots: Vec<Arc<Slot>>,
     version: watch::Receiver<u64>,
     closed: AtomicBool,
-    /// Places for sessions.
-    sessions: Arc<Semaphore>,
-    most_sessions: usize,
+    room: Room,
+}
+
+/// What sessions share.
+#[derive(Clone)]
+struct Room {
+    places: Arc<Semaphore>,
+    most: usize,
+    memory: Arc<Memory>,
+}
+
+/// What one session has of it.
+struct Seated {
+    _place: Option<OwnedSemaphorePermit>,
+    _memory: Part,
+}
+
+impl Room {
+    fn new(limits: &ServeLimits) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(limits.sessions)),
+            most: limits.sessions,
+            memory: Memory::new(limits.memory, limits.sessions),
+        }
+    }
+
+    /// A place, if there is one.
+    fn place(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        Arc::clone(&self.places).try_acquire_owned().map_err(|_| {
+            Refusal::too_many(Reached {
+                limit: Limit::Sessions,
+                most: self.most,
+            })
+        })
+    }
+
+    /// Sees to it that a session has no more in memory than there is for it.
+    fn seat(&self, settings: &mut Settings, place: Option<OwnedSemaphorePermit>) -> Seated {
+        let wanted = settings.limits.memory();
+        let memory = self.memory.part(wanted);
+        if memory.bytes() < wanted {
+            settings.limits = settings.limits.within(memory.bytes());
+        }
+        Seated {
+            _place: place,
+            _memory: memory,
+        }
+    }
 }
 
 impl Registry {
@@ -49,7 +95,7 @@ impl Registry {
     pub(super) fn new(config: &Arc<Config>, runtime_dir: &Path, audit: &Audit) -> Self {
         let (sender, version) = watch::channel(0);
         let sender = Arc::new(sender);
-        let sessions = Arc::new(Semaphore::new(config.serve.limits.sessions));
+        let room = Room::new(&config.serve.limits);
         let slots = (0..config.configurations.len())
             .map(|index| {
                 let slot = Slot::new(
@@ -61,20 +107,18 @@ impl Registry {
                 let slot = Arc::new(slot);
                 tokio::spawn(publish(Arc::clone(&slot), Arc::clone(&sender)));
                 if let Ok(gate) = Arc::clone(&slot.gate).try_lock_owned() {
-                    tokio::spawn(Arc::clone(&slot).recover(Arc::clone(&sessions), gate));
+                    tokio::spawn(Arc::clone(&slot).recover(room.clone(), gate));
                 }
                 slot
             })
             .collect();
         let (config, runtime_dir) = (Arc::clone(config), runtime_dir.to_owned());
-        let most_sessions = config.serve.limits.sessions;
         tokio::spawn(async move { claim::clean_up_orphans(&config, &runtime_dir).await });
         Self {
             slots,
             version,
             closed: AtomicBool::new(false),
-            sessions,
-            most_sessions,
+            room,
         }
     }
 
@@ -149,13 +193,7 @@ impl Registry {
         }
         match slot.live_occupant().await {
             Some(occupant) => slot.join(&occupant, takeover, link),
-            None => match Arc::clone(&self.sessions).try_acquire_owned() {
-                Ok(place) => slot.begin(link, place).await,
-                Err(_) => Err(Refusal::too_many(Reached {
-                    limit: Limit::Sessions,
-                    most: self.most_sessions,
-                })),
-            },
+            None => slot.begin(link, &self.room).await,
         }
     }
 }
@@ -349,26 +387,25 @@ impl Slot {
     }
 
     /// Goes on with the session that an earlier process left, or cleans up after it. Links wait meanwhile.
-    async fn recover(self: Arc<Self>, sessions: Arc<Semaphore>, _gate: OwnedMutexGuard<()>) {
-        if let Err(error) = self.adopt_or_clean_up(sessions).await {
+    async fn recover(self: Arc<Self>, room: Room, _gate: OwnedMutexGuard<()>) {
+        if let Err(error) = self.adopt_or_clean_up(&room).await {
             let name = &self.configuration().name;
             report::warning(format_args!("configuration {name:?}: {error}"));
         }
     }
 
-    async fn adopt_or_clean_up(
-        self: &Arc<Self>,
-        sessions: Arc<Semaphore>,
-    ) -> Result<(), ClaimError> {
+    async fn adopt_or_clean_up(self: &Arc<Self>, room: &Room) -> Result<(), ClaimError> {
         let configuration = self.configuration();
         let name = &configuration.name;
         let claim = Claim::lock(configuration, &self.runtime_dir).await?;
         match self.prepare_adoption().await {
             Ok(Some(adoption)) => {
                 let first = adoption.peer().clone();
-                let attachment = Attachment::adopt(self.settings(), claim, adoption);
+                let mut settings = self.settings();
                 // A session that was there already goes on, also where fewer are allowed now.
-                self.admit(attachment, first, sessions.try_acquire_owned().ok());
+                let seated = room.seat(&mut settings, room.place().ok());
+                let attachment = Attachment::adopt(settings, claim, adoption);
+                self.admit(attachment, first, seated);
                 return Ok(());
             }
             Ok(None) => {}
@@ -397,48 +434,38 @@ impl Slot {
         )
     }
 
-    async fn begin(
-        self: &Arc<Self>,
-        link: Link,
-        place: OwnedSemaphorePermit,
-    ) -> Result<(), Refusal> {
+    async fn begin(self: &Arc<Self>, link: Link, room: &Room) -> Result<(), Refusal> {
+        let place = room.place()?;
         self.require(Right::Attach, &link.peer)?;
         let claim = Claim::acquire(self.configuration(), &self.runtime_dir).await?;
         let id = match &link.peer.session {
             Some(id) => id.clone(),
             None => random_hex::<16>().map_err(|error| Refusal::failed(&error))?,
         };
-        let attachment = Attachment::start(self.settings(), claim, id);
+        let mut settings = self.settings();
+        let seated = room.seat(&mut settings, Some(place));
+        let attachment = Attachment::start(settings, claim, id);
         let first = link.peer.clone();
         attachment.link(link);
-        self.admit(attachment, first, Some(place));
+        self.admit(attachment, first, seated);
         Ok(())
     }
 
-    fn admit(
-        self: &Arc<Self>,
-        attachment: Attachment,
-        first: Peer,
-        place: Option<OwnedSemaphorePermit>,
-    ) {
+    fn admit(self: &Arc<Self>, attachment: Attachment, first: Peer, seated: Seated) {
         let occupant = Occupant {
             attachment: attachment.clone(),
             first,
         };
         self.occupancy
             .send_modify(|occupancy| occupancy.occupant = Some(occupant));
-        tokio::spawn(Arc::clone(self).clear_after(attachment, place));
+        tokio::spawn(Arc::clone(self).clear_after(attachment, seated));
     }
 
     /// Empties the slot once its session is gone.
-    async fn clear_after(
-        self: Arc<Self>,
-        attachment: Attachment,
-        place: Option<OwnedSemaphorePermit>,
-    ) {
+    async fn clear_after(self: Arc<Self>, attachment: Attachment, seated: Seated) {
         let outcome = attachment.ended().await;
         // Before anybody can see that it is gone.
-        drop(place);
+        drop(seated);
         self.occupancy.send_modify(|occupancy| {
             occupancy.occupant = None;
             occupancy.past = occupancy.past.with(&attachment.status().borrow());

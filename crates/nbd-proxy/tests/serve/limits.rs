@@ -155,6 +155,67 @@ fn a_limit_that_leaves_no_room_at_all_is_refused_with_its_key() {
     assert!(stderr.contains("serve.limits.links"), "{stderr}");
 }
 
+#[test]
+fn memory_that_is_less_than_the_sessions_need_is_refused_with_its_key() {
+    for (limits, expected) in [
+        (r#""memory": 1000000"#, false),
+        (r#""sessions": 4, "memory": 33554432"#, true),
+        (r#""sessions": 5, "memory": 33554432"#, false),
+        (r#""sessions": 1000"#, true),
+    ] {
+        let folder = Server::folder("auto", "\"hold\": 60", &format!("\"limits\": {{{limits}}}"));
+        let mut command = crate::harness::program(folder.path());
+        // It is read before the address is refused.
+        command.args(["serve", "--listen", "192.0.2.1:0", "--config"]);
+        command.arg(folder.path().join("config.json"));
+        let output = command.output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let refused = stderr.contains("serve.limits.memory") && stderr.contains("8 MiB for each");
+        assert_eq!(refused, !expected, "{limits}: {stderr}");
+    }
+}
+
+/// Of an image, bytes: less than what one session may have in memory when it has all for itself.
+const LARGE: usize = 24 << 20;
+/// What all sessions may have in memory, bytes, and how much else the server may need for them.
+const MEMORY: u64 = 32 << 20;
+const SLACK: u64 = 40 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_share_the_memory_that_there_is() {
+    let limits = format!(r#""sessions": 4, "memory": {MEMORY}"#);
+    let folder = tempfile::tempdir().unwrap();
+    let configurations: Vec<_> = (0..4)
+        .map(|number| {
+            let socket = folder.path().join(format!("{number}.sock"));
+            format!(r#""{number}": {{"device": "unix:{}"}}"#, socket.display())
+        })
+        .collect();
+    let config = format!(
+        r#"{{"configurations": {{{}}}, "serve": {{"limits": {{{limits}}}}}}}"#,
+        configurations.join(",")
+    );
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let server = Arc::new(Server::again(folder));
+    let before = resident(&server);
+    let mut pages = Vec::new();
+    for number in 0..4 {
+        let page = Page::open(&server, &format!("/nbd/{number}")).await;
+        pages.push(page.serve(&vec![u8::try_from(number).unwrap(); LARGE]));
+        blocking(&server, move |server| {
+            let socket = server.folder.path().join(format!("{number}.sock"));
+            wait_for("the device", || socket.exists().then_some(()));
+            assert_eq!(Disk::connect(&socket).read_all().len(), LARGE);
+        })
+        .await;
+    }
+    let growth = resident(&server).saturating_sub(before);
+    assert!(growth < MEMORY + SLACK, "{growth} bytes");
+    for page in pages {
+        page.close().await;
+    }
+}
+
 const SESSIONS: usize = 64;
 const IDLE: usize = 500;
 /// Of each session, bytes; no whole number of sectors.
