@@ -8,7 +8,7 @@ import subprocess
 import threading
 import urllib.parse
 
-from harness import ROOT, Failed, running
+from harness import ROOT, Failed
 
 
 class Tab:
@@ -25,10 +25,14 @@ class Tab:
             raise Failed(f"{words}: {answer['error']}")
         return answer["value"]
 
-    def go(self, url):
-        # A page whose address differs in the fragment alone is not loaded again.
-        self._do("go", "about:blank")
-        self._do("go", url)
+    @contextlib.contextmanager
+    def page(self, url):
+        """A page in a tab of its own, as long as it is wanted."""
+        self._do("open", url)
+        try:
+            yield
+        finally:
+            self._do("close")
 
     def choose(self, selector, path):
         self._do("choose", selector, str(path))
@@ -69,8 +73,10 @@ def pages():
         server.server_close()
 
 
-def start_way(tab, base, way, image, **settings):
-    """Opens one of our pages, and gives it the file."""
-    words = urllib.parse.quote(json.dumps({"way": way, **settings}))
-    tab.go(f"{base}index.html#{words}")
-    tab.choose("input", image)
+@contextlib.contextmanager
+def way(tab, base, name, image, **settings):
+    """One of our pages, with the file."""
+    words = urllib.parse.quote(json.dumps({"way": name, **settings}))
+    with tab.page(f"{base}index.html#{words}"):
+        tab.choose("input", image)
+        yield

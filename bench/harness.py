@@ -187,10 +187,11 @@ class Serve:
 
 
 @contextlib.contextmanager
-def serve(bench, configurations=None, settings=None):
-    """`serve`, by default with the one configuration `0` and a Unix socket."""
+def serve(bench, configurations=None, settings=None, cache=None):
+    """`serve`, by default with the one configuration `0`, a Unix socket and the usual cache (else: its bytes)."""
     folder = bench.folder()
-    named = configurations or {"0": {"device": f"unix:{folder}/0.sock"}}
+    one = {"device": f"unix:{folder}/0.sock", **({} if cache is None else {"cache": cache})}
+    named = configurations or {"0": one}
     config = folder / "config.json"
     config.write_text(json.dumps({"configurations": named, "serve": settings or {}}))
     environment = {**os.environ, "RUNTIME_DIRECTORY": str(folder), "STATE_DIRECTORY": str(folder / "state")}

@@ -5,16 +5,19 @@ import socket
 import subprocess
 import time
 
-from chromium import chromium, pages, start_way
+from chromium import chromium, pages, way
 from harness import Failed, copy_rate, in_turn, running, serve, wait_for
 from report import Row
 
 TITLE = "Through Chromium"
 
+PATIENCE = 60  # seconds, for a page that may have stopped
+
 
 def drain(listener, size):
     """Seconds from a connection's coming to its last byte."""
     connection, _ = listener.accept()
+    connection.settimeout(PATIENCE)
     start, got, room = time.monotonic(), 0, bytearray(1 << 20)
     with connection:
         while got < size:
@@ -31,34 +34,33 @@ def ceiling(bench, tab, base):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        listener.settimeout(60)
+        listener.settimeout(PATIENCE)
         with running(bench.sink, path, stdout=subprocess.PIPE) as sink:
             port = int(sink.stdout.readline())
-            start_way(tab, base, "ceiling", bench.image, url=f"ws://127.0.0.1:{port}/")
-            return bench.size / drain(listener, bench.size)
+            with way(tab, base, "ceiling", bench.image, url=f"ws://127.0.0.1:{port}/"):
+                return bench.size / drain(listener, bench.size)
 
 
 @contextlib.contextmanager
 def ours(bench, tab):
     """The device of the page that the program serves."""
-    with serve(bench) as server:
-        tab.go(server.address)
+    with serve(bench) as server, tab.page(server.address):
         ready = "document.querySelector('#configurations-note').textContent !== 'Asking the machine…'"
         wait_for(lambda: tab.evaluate(ready), "the page")
         tab.choose("#file", bench.image)
         wait_for(lambda: tab.evaluate("!document.querySelector('#go').disabled"), "the page's start button")
         tab.click("#go")
         yield server.device()
-        tab.go("about:blank")
 
 
 @contextlib.contextmanager
-def naive(bench, tab, base):
+def bare(bench, tab, base, name, cache=None):
+    """The device of one of our own pages, by default without a cache on the machine's side."""
     origin = base.split("/bench")[0]
-    with serve(bench, settings={"origins": [origin]}) as server:
-        start_way(tab, base, "naive", bench.image, url=f"ws://127.0.0.1:{server.port}/nbd/0", token=server.token)
-        yield server.device()
-        tab.go("about:blank")
+    with serve(bench, settings={"origins": [origin]}, cache=cache) as server:
+        url = f"ws://127.0.0.1:{server.port}/nbd/0"
+        with way(tab, base, name, bench.image, url=url, token=server.token):
+            yield server.device()
 
 
 def run(bench):

@@ -1,5 +1,6 @@
 /** @module */
 
+import { BlobReader } from "./blob.js";
 import { changed, ImageError, imageErrorFrom } from "./image-error.js";
 import { encodeText, MAX_STRING_LENGTH } from "./protocol.js";
 import { Witness } from "./witness.js";
@@ -56,15 +57,7 @@ export async function openImage(image, given = {}) {
  * @returns {Source}
  */
 export function openBlob(blob, info) {
-  const image = {
-    size: info.size,
-    /**
-     * @param {number} offset
-     * @param {number} length
-     */
-    read: (offset, length) => blob.slice(offset, offset + length).arrayBuffer(),
-  };
-  const witness = new Witness(readerOf(image, info.name), info);
+  const witness = new Witness(readerOf(new BlobReader(blob), info.name), info);
   return { info, blob, read: (offset, length) => witness.read(offset, length) };
 }
 
