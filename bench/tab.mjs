@@ -26,8 +26,9 @@ const verbs = {
 
 /** @param {string} line */
 async function obey(line) {
-  const [verb, first, second] =
-    /** @type {[keyof typeof verbs, string, string]} */ (JSON.parse(line));
+  const [verb, first, second] = /** @type {[keyof typeof verbs, string, string]} */ (
+    JSON.parse(line)
+  );
   return (await verbs[verb](first, second)) ?? null;
 }
 
