@@ -71,7 +71,8 @@ enum Subcommands {
 #[cfg(feature = "serve")]
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Prints one address; whoever opens it may attach an image. SIGINT or SIGTERM ends all sessions in order. After SIGKILL
+Prints one address; whoever opens it may attach an image. SIGINT or SIGTERM ends all sessions in order; SIGUSR1 does
+so, too, but leaves kernel devices (/dev/nbdN) to the next start, as --keep-sessions does with any signal. After SIGKILL
 the next start goes on with kernel devices, and cleans up what was left of others.
 
 Examples:

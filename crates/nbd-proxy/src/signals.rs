@@ -29,3 +29,22 @@ impl Signals {
         }
     }
 }
+
+/// SIGUSR1, from when it was made: another process of ours is about to take our place.
+#[cfg(feature = "serve")]
+pub(crate) struct Succession(Signal);
+
+#[cfg(feature = "serve")]
+impl Succession {
+    pub(crate) const NAME: &str = "SIGUSR1";
+
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let listening = signal(SignalKind::user_defined1());
+        Ok(Self(listening.context("can't listen for signals")?))
+    }
+
+    /// Waits for it.
+    pub(crate) async fn begins(&mut self) {
+        self.0.recv().await;
+    }
+}

@@ -47,7 +47,7 @@ use crate::{
     control::ControlListener,
     paths, report,
     secret::Secret,
-    signals::Signals,
+    signals::{Signals, Succession},
 };
 use auth::{Auth, Identity};
 use http::Body;
@@ -178,6 +178,7 @@ impl fmt::Display for Peer {
 pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
     // First of all: a signal that comes while we start is not lost.
     let mut signals = Signals::new()?;
+    let mut succession = Succession::new()?;
     raise_file_limit();
     let Prepared {
         args,
@@ -238,9 +239,12 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
     service::ready(&listening);
     tokio::spawn(service::keep_alive());
 
-    let signal = signals.next().await;
+    let (signal, leave) = tokio::select! {
+        signal = signals.next() => (signal, args.keep_sessions),
+        () = succession.begins() => (Succession::NAME, true),
+    };
     service::stopping(signal);
-    let what = match args.keep_sessions {
+    let what = match leave {
         true => "leaving kernel devices to the next nbd-proxy serve, ending other sessions",
         false => "ending all sessions",
     };
@@ -248,7 +252,7 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
         "{signal}: {what}; a second signal doesn't wait for them"
     ));
     let _ = stop.send(true);
-    let ended = end_sessions(&server, &config, args.keep_sessions, &mut signals).await;
+    let ended = end_sessions(&server, &config, leave, &mut signals).await;
     // It takes its socket away.
     let _ = control.await;
     let reason = match &ended {

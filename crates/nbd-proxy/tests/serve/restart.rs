@@ -125,18 +125,18 @@ fn what_is_left_of_a_configuration_that_is_no_more_is_removed_and_told() {
     assert!(stderr.contains(said), "{stderr}");
 }
 
-#[test]
-fn sessions_that_cannot_be_kept_end_in_order() {
+/// Has a server end that leaves what it can to the next one, as `options` and `signal` say.
+fn make_way(options: &[&str], signal: Signal) -> String {
     let Server {
         folder, process, ..
     } = Server::start();
     process.signal(Signal::TERM);
     process.wait();
     let address = ([127, 0, 0, 1], 0).into();
-    let server = Server::again_as(folder, address, "http", &["--keep-sessions"]);
+    let server = Server::again_as(folder, address, "http", options);
     let (server, sharing) = attach(server);
     let device = server.device();
-    server.process.signal(Signal::TERM);
+    server.process.signal(signal);
     let Server {
         folder, process, ..
     } = server;
@@ -145,6 +145,18 @@ fn sessions_that_cannot_be_kept_end_in_order() {
     assert!(!device.exists());
     let calls = std::fs::read_to_string(folder.path().join("calls")).unwrap();
     assert_eq!(calls, "start attached\nstop shutdown\n");
-    let (_, stderr) = sharing.wait();
-    assert!(stderr.contains("the server is stopping"), "{stderr}");
+    let (_, shared) = sharing.wait();
+    assert!(shared.contains("the server is stopping"), "{shared}");
+    stderr
+}
+
+#[test]
+fn sessions_that_cannot_be_kept_end_in_order() {
+    for (options, signal) in [
+        (&["--keep-sessions"][..], Signal::TERM),
+        (&[], Signal::USR1),
+    ] {
+        let stderr = make_way(options, signal);
+        assert!(stderr.contains("leaving kernel devices"), "{stderr}");
+    }
 }
