@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
+import { DeviceReader } from "../lib/device-reader.mjs";
 import { Guest, Setting } from "../lib/guest.mjs";
 import { noise, sha256 } from "../lib/images.mjs";
 import { attach, said, waitUntilSaid } from "../lib/page.mjs";
@@ -14,113 +15,12 @@ const PAUSE = 30;
 /** The image, in MiB. */
 const SIZE = 8;
 
-// Reads the whole device again and again, past the page cache and with 16 requests in flight at any moment, until it is
-// told to stop; says what each pass hashed to, and at the end the longest time in which no request was answered.
-const READER = `
-import hashlib, itertools, mmap, os, sys, threading, time
-device, told = sys.argv[1:]
-STEP, DEPTH = 1 << 16, 16
-fd = os.open(device, os.O_RDONLY | os.O_DIRECT)
-size = os.lseek(fd, 0, os.SEEK_END)
-blocks = -(-size // STEP)
-numbers, passes = itertools.count(), {}
-lock, last, pause = threading.Lock(), time.monotonic(), 0
-
-def work():
-    global last, pause
-    buffer = mmap.mmap(-1, STEP)
-    while not os.path.exists(told):
-        with lock:
-            turn, block = divmod(next(numbers), blocks)
-        at = block * STEP
-        count = os.preadv(fd, [buffer], at)
-        assert count == min(STEP, size - at), count
-        with lock:
-            now = time.monotonic()
-            last, pause = now, max(pause, now - last)
-            read = passes.setdefault(turn, {})
-            read[at] = buffer[:count]
-            whole = len(read) == blocks and passes.pop(turn)
-        if whole:
-            digest = hashlib.sha256(b"".join(whole[at] for at in sorted(whole)))
-            print("pass", digest.hexdigest(), flush=True)
-
-def work_or_fail():
-    try:
-        work()
-    except BaseException as error:
-        print("failed", error, flush=True)
-        os._exit(1)
-
-threads = [threading.Thread(target=work_or_fail) for _ in range(DEPTH)]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-print("pause %.2f" % pause, flush=True)
-`;
-
 /** @type {Guest} */
 let guest;
 before(async () => {
   guest = await Guest.boot();
 });
 after(() => guest.stop());
-
-/** @typedef {Awaited<ReturnType<Setting["start"]>>} Job */
-
-/** A reader of /dev/nbd0 in the guest. */
-class Reader {
-  /**
-   * @param {Job} job
-   * @param {string} told a file by which it is told to end
-   */
-  constructor(job, told) {
-    this.job = job;
-    this.told = told;
-  }
-
-  /** @param {Setting} setting */
-  static async start(setting) {
-    const { folder } = setting;
-    const told = `${folder}/told`;
-    await guest.write(`${folder}/reader.py`, READER);
-    return new Reader(await setting.start(`python3 ${folder}/reader.py /dev/nbd0 ${told}`), told);
-  }
-
-  /**
-   * Sends a server a signal at a moment when 16 requests are in flight: those that come while it is stopped.
-   *
-   * @param {Job} server @param {"KILL" | "TERM"} signal
-   */
-  async interrupt(server, signal) {
-    await server.kill("STOP");
-    await guest.waitFor(
-      "16 requests are in flight",
-      `[ "$(awk '{print $1}' /sys/block/nbd0/inflight)" -ge 16 ]`,
-    );
-    await server.kill(signal);
-    if (signal !== "KILL") await server.kill("CONT");
-  }
-
-  async passes() {
-    return [...(await this.job.output()).matchAll(/^pass (\w+)$/gm)].map(([, hash]) => hash);
-  }
-
-  /** Waits for the end of another pass. */
-  async reads() {
-    const before = (await this.passes()).length;
-    const more = `[ "$(grep -c '^pass' ${this.job.name}.log)" -gt ${before} ]`;
-    await guest.waitFor("the reader goes on", `${more} || grep failed ${this.job.name}.log`);
-    assert.doesNotMatch(await this.job.output(), /failed/);
-  }
-
-  /** Has it end; gives the longest pause in seconds. @param {string} hash of the image */
-  async finish(hash) {
-    await guest.run(`touch ${this.told}`);
-    assert.equal(await this.job.ended(), 0, await this.job.output());
-    for (const pass of await this.passes()) assert.equal(pass, hash);
-    return Number(/^pause (\S+)$/m.exec(await this.job.output())?.[1]);
-  }
-}
 
 /** @param {import("node:test").TestContext} t @param {Record<string, unknown>} [members] of the configuration */
 function make(t, members = {}) {
@@ -147,7 +47,7 @@ test("a killed server and one that makes way have successors, with 16 requests i
   let server = await setting.serve(8000, args);
   const sharing = await share(setting, image, server);
   await server.attached("0");
-  const reader = await Reader.start(setting);
+  const reader = await DeviceReader.start(setting);
   await reader.reads();
   const before = await server.session("0");
   for (const [signal, status] of /** @type {const} */ ([
@@ -181,7 +81,7 @@ test("a killed server has a successor, to which the page comes back by itself", 
   const image = await noise(join(await temporaryFolder(t), "disk.img"), SIZE << 20);
   const first = await setting.serve(8000);
   const { tab, session } = await attach(t, "chromium", first, image);
-  const reader = await Reader.start(setting);
+  const reader = await DeviceReader.start(setting);
   await reader.reads();
   await reader.interrupt(first.program, "KILL");
   await first.program.ended();

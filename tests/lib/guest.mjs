@@ -25,8 +25,12 @@ export class Guest {
     this.ports = ports;
   }
 
-  /** Boots one, which takes some seconds. */
-  static async boot() {
+  /**
+   * Boots one, which takes some seconds.
+   *
+   * @param {{systemd?: boolean}} [options] whether systemd is its first process
+   */
+  static async boot({ systemd = false } = {}) {
     const agent = await freePort();
     const ports = new Map();
     for (const port of GUEST_PORTS) ports.set(port, await freePort());
@@ -34,7 +38,7 @@ export class Guest {
       "-p",
       `${host}:${guest}`,
     ]);
-    const options = ["-R", "-m", "1536", "-t", "1800", ...forwards];
+    const options = [systemd ? "-S" : "-R", "-m", "1536", "-t", "1800", ...forwards];
     const machine = new Background(join(VM, "run.sh"), [...options, join(VM, "agent.sh")]);
     await machine.says(/agent: ready/, PATIENCE_SECONDS);
     return new Guest(machine, agent, ports);

@@ -12,8 +12,9 @@ import places
 def package(tmp_path_factory):
     folder = tmp_path_factory.mktemp("package")
     command = [places.ROOT / "packaging/debian/build", places.PROGRAM, places.MANUAL, folder]
+    maintainer = {"DEBFULLNAME": "Eva Example", "DEBEMAIL": "eva@example.org"}
     # A debug build is large, and the test is in a hurry.
-    places.output(*command, env={**os.environ, "DPKG_DEB_COMPRESSOR_TYPE": "none"})
+    places.output(*command, env={**os.environ, **maintainer, "DPKG_DEB_COMPRESSOR_TYPE": "none"})
     [file] = folder.iterdir()
     return file
 
@@ -40,6 +41,7 @@ def test_it_says_what_it_is_and_needs(package):
 
     assert field("Package") == "nbd-proxy"
     assert "libc6 (>= " in field("Depends")
+    assert field("Maintainer") == "Eva Example <eva@example.org>"
     assert field("Version") == places.output(places.PROGRAM, "--version").split()[1]
 
 
@@ -52,15 +54,47 @@ def test_what_is_installed_runs_with_the_configuration_that_comes_with_it(packag
     assert (root / "usr/share/bash-completion/completions/nbd-proxy").exists()
 
 
+def contents(root):
+    """What is below a root, beside dpkg's own notes and directories."""
+    paths = (path.relative_to(root) for path in root.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(str(path) for path in paths if not path.is_relative_to("var/lib/dpkg"))
+
+
+def test_units_are_installed_and_the_main_one_is_enabled_where_no_systemd_runs(package, dpkg):
+    root = dpkg("--install", str(package))
+    installed = {path.name for path in (root / "usr/lib/systemd/system").iterdir()}
+    assert installed == {path.name for path in (places.ROOT / "packaging/systemd").iterdir()}
+    enabled = [path for path in contents(root) if path.startswith("etc/systemd")]
+    assert enabled == ["etc/systemd/system/multi-user.target.wants/nbd-proxy.service"]
+
+
+def test_a_unit_that_was_disabled_stays_so(package, dpkg):
+    root = dpkg("--install", str(package))
+    link = root / "etc/systemd/system/multi-user.target.wants/nbd-proxy.service"
+    link.unlink()
+    dpkg("--install", str(package))
+    assert not link.is_symlink()
+
+
 def test_an_upgrade_keeps_the_configuration_and_a_purge_leaves_nothing(package, dpkg):
     root = dpkg("--install", str(package))
     config = root / "etc/nbd-proxy/config.json"
     config.write_text('{"configurations": {"mine": {"device": "unix:"}}}')
-    state = root / "var/lib/nbd-proxy"
-    state.mkdir(parents=True)
+    made = [root / "var/lib/nbd-proxy/logins.json", root / "etc/nbd-proxy/users.json"]
+    for file in made:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
     dpkg("--install", str(package))
     assert "mine" in config.read_text()
     dpkg("--remove", "nbd-proxy")
-    assert config.exists() and state.exists() and not (root / "usr/bin/nbd-proxy").exists()
+    assert config.exists() and all(file.exists() for file in made) and not (root / "usr/bin/nbd-proxy").exists()
     dpkg("--purge", "nbd-proxy")
-    assert not config.exists() and not state.exists()
+    assert contents(root) == []
+
+
+def test_a_purge_leaves_what_others_have_put_there(package, dpkg):
+    root = dpkg("--install", str(package))
+    hook = root / "etc/nbd-proxy/state"
+    hook.touch()
+    dpkg("--purge", "nbd-proxy")
+    assert contents(root) == ["etc/nbd-proxy/state"]
