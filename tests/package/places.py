@@ -15,7 +15,7 @@ MANUAL = pathlib.Path(os.environ.get("MANUAL", ROOT / "target/manual"))
 
 def output(*command, **options):
     """What a program prints that must succeed."""
-    return subprocess.run(command, check=True, capture_output=True, text=True, **options).stdout
+    return subprocess.run(command, check=True, capture_output=True, **{"text": True, **options}).stdout
 
 
 def commands():
