@@ -59,7 +59,7 @@ pub(crate) const STEPS: [Step; 14] = [
     ),
     step(
         "package",
-        "manual pages, completions, the dashboard, the HTTP API's description, the Debian package",
+        "manual pages, completions, the dashboard, the HTTP API's description, the Debian package, the container",
         package,
     ),
     step(
@@ -72,7 +72,11 @@ pub(crate) const STEPS: [Step; 14] = [
         "sessions that outlive their links, over a line that goes bad",
         resume,
     ),
-    step("guest", "the kernel's NBD driver in a guest", guest),
+    step(
+        "guest",
+        "the kernel's NBD driver, and the package under systemd, in a guest",
+        guest,
+    ),
     step("fuzz", "every fuzz target, briefly", || check(fuzz)),
 ];
 
@@ -217,7 +221,12 @@ fn resume() -> Result<Counts, Failure> {
 
 fn guest() -> Result<Counts, Failure> {
     let program = build_program()?;
-    run_tests(node_test("tests/guest").env("NBD_PROXY", program))
+    let manual = manual::write()?;
+    run_tests(
+        node_test("tests/guest")
+            .env("NBD_PROXY", program)
+            .env("MANUAL", manual),
+    )
 }
 
 fn fuzz() -> Result<(), Failure> {
