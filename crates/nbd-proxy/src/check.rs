@@ -115,12 +115,13 @@ fn survey(config: Option<&Path>) -> anyhow::Result<Survey> {
     let automatic = automatic(&kinds);
     let mut lines = kinds;
     lines.push(automatic);
+    let (file, required) = (paths::config_file(config), config.is_some());
+    let configurations = configurations(&file, required, &lines)?;
     lines.push(runtime_directory(&runtime_dir));
     lines.push(pipe_size());
     #[cfg(feature = "serve")]
     lines.push(sandbox());
-    let (file, required) = (paths::config_file(config), config.is_some());
-    lines.extend(configurations(&file, required)?);
+    lines.extend(configurations);
     Ok(Survey { lines, any_device })
 }
 
@@ -185,8 +186,8 @@ fn sandbox() -> Finding {
     }
 }
 
-/// The configurations of the file, each with its device and hook.
-fn configurations(file: &Path, required: bool) -> anyhow::Result<Vec<Finding>> {
+/// The configurations of the file, each with its device and hook. `kinds` are the lines of the kinds of device.
+fn configurations(file: &Path, required: bool, kinds: &[Finding]) -> anyhow::Result<Vec<Finding>> {
     if !required && !file.exists() {
         let detail = format!(
             "{} does not exist: serve has one of its own",
@@ -214,9 +215,14 @@ fn configurations(file: &Path, required: bool) -> anyhow::Result<Vec<Finding>> {
             ),
             (false, false) => format!("no state hook ({})", hook.path.display()),
         };
-        findings.push(Finding::fact(
+        let kind = kind(&configuration.device);
+        let verdict = (kinds.iter().find(|line| line.subject == kind))
+            .map_or(Verdict::Fact, |line| line.verdict);
+        findings.push(Finding::new(
             &subject,
+            verdict,
             format!("{}; {hook_words}", configuration.device),
+            (verdict == Verdict::Lacking).then(|| format!("that of {kind} above")),
         ));
         if let DeviceSpec::Kernel { index: Some(index) } = configuration.device {
             findings.extend(devices::kernel_device(index));
@@ -225,13 +231,32 @@ fn configurations(file: &Path, required: bool) -> anyhow::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// What `serve` would warn of, where it takes the file: it is stricter than the stdin/stdout form.
+/// The subject of the line on a kind of device.
+fn kind(device: &DeviceSpec) -> &'static str {
+    match device {
+        DeviceSpec::Kernel { .. } => "nbd:",
+        DeviceSpec::Loop => "loop:",
+        DeviceSpec::Fuse { .. } => "fuse:",
+        DeviceSpec::Unix { .. } => "unix:",
+        DeviceSpec::Tcp { .. } => "tcp:",
+        DeviceSpec::Auto => "auto",
+    }
+}
+
+/// What `serve` would refuse or warn of: it is stricter than the stdin/stdout form.
 #[cfg(feature = "serve")]
 fn doubts(file: &Path) -> Vec<Finding> {
-    let config = Config::load(file, Strictness::Strict).map(|(config, _)| config);
-    let doubts = config.map(|config| config.serve.doubts());
-    (doubts.unwrap_or_default().into_iter())
-        .map(|doubt| Finding::lacking("  \"serve\"", doubt.what, doubt.remedy))
+    let subject = "  \"serve\"";
+    let config = match Config::load(file, Strictness::Strict) {
+        Ok((config, _)) => config,
+        Err(refusal) => {
+            let remedy =
+                "mend the file; without a web server, on standard input and output, it will do";
+            return vec![Finding::lacking(subject, refusal, remedy)];
+        }
+    };
+    (config.serve.doubts().into_iter())
+        .map(|doubt| Finding::lacking(subject, doubt.what, doubt.remedy))
         .collect()
 }
 
@@ -265,7 +290,35 @@ mod tests {
     #[test]
     fn a_machine_without_a_configuration_file_is_fine_unless_it_was_named() {
         let nowhere = Path::new("/nonexistent/config.json");
-        assert_eq!(configurations(nowhere, false).unwrap().len(), 1);
-        assert!(configurations(nowhere, true).is_err());
+        assert_eq!(configurations(nowhere, false, &[]).unwrap().len(), 1);
+        assert!(configurations(nowhere, true, &[]).is_err());
+    }
+
+    #[test]
+    fn a_configuration_is_judged_by_its_kind_of_device() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.json");
+        let text = r#"{"configurations": {"a": {"device": "loop:"}, "b": {"device": "unix:"}}}"#;
+        fs::write(&file, text).unwrap();
+        let kinds = [
+            Finding::lacking("loop:", "gone", "find it"),
+            Finding::works("unix:", ""),
+        ];
+        let lines = configurations(&file, true, &kinds).unwrap();
+        let verdicts: Vec<_> = lines.iter().map(|line| line.verdict).collect();
+        assert_eq!(verdicts, [Verdict::Fact, Verdict::Lacking, Verdict::Works]);
+        assert_eq!(lines[1].remedy.as_deref(), Some("that of loop: above"));
+    }
+
+    #[test]
+    #[cfg(feature = "serve")]
+    fn what_serve_refuses_is_said_though_the_filter_takes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("config.json");
+        let text = r#"{"configurations": {"a": {"device": "unix:", "holt": 5}}}"#;
+        fs::write(&file, text).unwrap();
+        let lines = configurations(&file, true, &[]).unwrap();
+        let refusal = lines.iter().find(|line| line.subject == "  \"serve\"");
+        assert!(refusal.unwrap().detail.contains("hold"), "{refusal:?}");
     }
 }

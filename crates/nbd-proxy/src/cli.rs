@@ -195,6 +195,7 @@ pub(crate) struct EjectArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Nothing is changed. The exit status is 0 if at least one kind of device works here; each that doesn't has its remedy.
+Of the configuration file it says whether its devices work, and what serve would refuse in it.
 
 Examples:
   nbd-proxy check
@@ -245,13 +246,26 @@ pub(crate) enum PasswdCommand {
     /// List the users
     List,
     /// Tokens, by which programs sign in
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+A program sends its token as Authorization: Bearer; share takes it as --token, Prometheus as credentials_file.
+
+Examples:
+  nbd-proxy passwd token add build --user ci --expires 90
+  nbd-proxy passwd token list
+  nbd-proxy passwd token revoke build"
+    )]
     Token(TokenCommand),
 }
 
 /// Arguments of `passwd add`.
 #[cfg(feature = "serve")]
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  nbd-proxy passwd add eva                          asks for a password, twice
+  nbd-proxy passwd add eva --stdin < FILE           takes the file's first line")]
 pub(crate) struct Password {
     /// Name of the user
     pub(crate) user: String,
@@ -477,7 +491,16 @@ mod tests {
     #[test]
     #[cfg(feature = "serve")]
     fn the_help_of_each_command_has_examples_that_parse() {
-        for command in ["", "serve", "share", "status", "eject", "passwd", "check"] {
+        for command in [
+            "",
+            "serve",
+            "share",
+            "status",
+            "eject",
+            "passwd",
+            "passwd token",
+            "check",
+        ] {
             let help = action(&format!("{command} --help")).expect_err(command);
             let text = help.to_string();
             let (_, examples) = text.split_once("Examples:\n").expect(command);
