@@ -8,9 +8,6 @@ import { attach } from "../lib/page.mjs";
 import { output } from "../lib/process.mjs";
 import { serve } from "../lib/program.mjs";
 
-// The tests' own requests to the API; what the certificate is good for is tested elsewhere.
-process.env.NODE_TLS_REJECT_UNAUTHORIZED = "0";
-
 for (const name of /** @type {const} */ (["chromium", "firefox"])) {
   test(`${name}: an image over wss: is the same to libnbd, and no script sees the cookie`, async (t) => {
     const server = await serve(t, { 0: { device: "unix:" } }, {}, ["--tls-self-signed"]);

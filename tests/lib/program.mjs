@@ -1,8 +1,12 @@
 // nbd-proxy itself, started as its users start it.
 
-import { mkdir, writeFile } from "node:fs/promises";
+import { once } from "node:events";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
+import * as http from "node:http";
+import * as https from "node:https";
 import { createConnection } from "node:net";
 import { dirname, join, resolve } from "node:path";
+import { json } from "node:stream/consumers";
 import { fileURLToPath } from "node:url";
 import { background, freePort, temporaryFolder, waitFor } from "./process.mjs";
 
@@ -61,7 +65,11 @@ export async function serveAt(t, host, setting, more = []) {
   const program = background(t, PROGRAM, args, { env });
   const [address] = await program.says(/^https?:\/\/\S+$/m);
   const messages = () => program.stderr;
-  return Object.assign(new Server(address), { program, setting, folder, messages });
+  const server = Object.assign(new Server(address), { program, setting, folder, messages });
+  if (more.includes("--tls-self-signed")) {
+    server.ca = await readFile(join(folder, "state/self-signed.crt"), "utf8");
+  }
+  return server;
 }
 
 /** A running `nbd-proxy serve`, as one who has its address sees it. */
@@ -72,19 +80,23 @@ export class Server {
     this.url = new URL(address);
     /** Null where people have names: a test makes one for a program then. */
     this.token = new URLSearchParams(this.url.hash.slice(1)).get("token");
+    /** @type {string | undefined} whom to trust, where it made its certificate itself */
+    this.ca = undefined;
   }
 
   /**
    * @param {string} path below `/api/v1/`
-   * @param {RequestInit} [init]
+   * @param {{method?: string, body?: string}} [init]
+   * @returns {Promise<{status: number | undefined, body: any}>}
    */
-  async api(path, init = {}) {
+  async api(path, { method = "GET", body } = {}) {
     const headers = { Authorization: `Bearer ${this.token}`, "Content-Type": "application/json" };
-    const response = await fetch(new URL(`/api/v1/${path}`, this.url), { ...init, headers });
-    return {
-      status: response.status,
-      body: response.status === 204 ? null : await response.json(),
-    };
+    const { request } = this.url.protocol === "https:" ? https : http;
+    const url = new URL(`/api/v1/${path}`, this.url);
+    const asking = request(url, { method, headers, ca: this.ca, agent: false }).end(body);
+    const [response] = await once(asking, "response");
+    const status = response.statusCode;
+    return { status, body: status === 204 ? null : await json(response) };
   }
 
   /**

@@ -10,9 +10,6 @@ import { PROGRAM, serve } from "../lib/program.mjs";
 import { ask, haproxy, haproxyBeforeMachines, nginx } from "../lib/proxies.mjs";
 import { hashDevice, lineTo, readOn, resumed } from "../lib/share.mjs";
 
-// The tests' own requests to a server that made its certificate itself; a proxy's is looked at.
-process.env.NODE_TLS_REJECT_UNAUTHORIZED = "0";
-
 const MIB = 1 << 20;
 /** Bits a second: a whole image takes some seconds, so that what happens does so in mid-read. */
 const LINE = { rate: 40_000_000, delay: 5 };
