@@ -11,6 +11,7 @@ mod file;
 mod hash;
 #[cfg(feature = "serve")]
 mod journal;
+mod throttles;
 #[cfg(feature = "serve")]
 mod writer;
 
@@ -33,18 +34,16 @@ use anyhow::Context as _;
 pub(crate) use event::Who;
 pub(crate) use event::{Event, Image, Session};
 
+use crate::keep::Hasher;
 #[cfg(feature = "serve")]
 use crate::{
     config::{Destination, ServeConfig},
     report,
 };
-use crate::{keep::Hasher, throttle::Throttle};
+use throttles::Throttles;
 
 /// How many events may wait to be written. An event takes less than 10 KiB.
 const QUEUE: usize = 1024;
-/// What strangers cause is told so many times at once, and then once in this time: they are not to fill a disk.
-const BURST: u32 = 100;
-const INTERVAL: Duration = Duration::from_millis(100);
 /// How long the end of the program waits for the last events to be written.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -55,7 +54,7 @@ pub(crate) struct Audit(Option<Arc<Trail>>);
 struct Trail {
     queue: SyncSender<Message>,
     lost: Arc<AtomicU64>,
-    strangers: Throttle,
+    throttles: Throttles,
     /// Makes what hashes a kept copy.
     hasher: fn() -> Box<dyn Hasher>,
 }
@@ -118,7 +117,7 @@ impl Audit {
         Ok(Self(Some(Arc::new(Trail {
             queue,
             lost,
-            strangers: Throttle::new(BURST, INTERVAL),
+            throttles: Throttles::new(),
             hasher: hash::sha256,
         }))))
     }
@@ -128,10 +127,13 @@ impl Audit {
         let Some(trail) = &self.0 else {
             return;
         };
-        if event.is_of_stranger() {
-            match trail.strangers.admit(Instant::now()) {
+        if let Some(cause) = event.cause() {
+            match trail.throttles.admit(cause, Instant::now()) {
                 Some(0) => {}
-                Some(count) => trail.tell(Event::EventsOmitted { count }),
+                Some(count) => trail.tell(Event::EventsOmitted {
+                    user: cause.user(),
+                    count,
+                }),
                 None => return,
             }
         }

@@ -36,6 +36,16 @@ pub(crate) enum Event {
         /// A sentence.
         reason: String,
     },
+    /// Somebody has to wait after failures before: what they sent was not looked at.
+    LoginSlowed {
+        /// Who.
+        #[serde(flatten)]
+        who: Who,
+        /// By what.
+        method: &'static str,
+        /// For how long, in seconds.
+        seconds: u64,
+    },
     /// Somebody has signed out.
     LoggedOut {
         /// Who.
@@ -119,8 +129,10 @@ pub(crate) enum Event {
         /// A sentence.
         reason: String,
     },
-    /// So many refusals and failed logins of people whom we don't know came before the next one that they were not told.
+    /// So many refusals and failed logins came that these were not told.
     EventsOmitted {
+        /// Whose; None: of people whom we don't know.
+        user: Option<String>,
         /// How many.
         count: u64,
     },
@@ -137,6 +149,7 @@ impl Event {
         matches!(
             self,
             Self::LoginFailed { .. }
+                | Self::LoginSlowed { .. }
                 | Self::LinkRefused { .. }
                 | Self::EjectForced { .. }
                 | Self::Ended {
@@ -148,12 +161,33 @@ impl Event {
         )
     }
 
-    /// Whether somebody can cause it as often as they like without being known.
-    pub(super) fn is_of_stranger(&self) -> bool {
+    /// Who can cause it as often as they like.
+    pub(super) fn cause(&self) -> Option<Cause<'_>> {
         match self {
-            Self::LoginFailed { .. } => true,
-            Self::LinkRefused { who, .. } => who.user.is_none(),
-            _ => false,
+            Self::LoginFailed { .. } | Self::LoginSlowed { .. } => Some(Cause::Stranger),
+            Self::LinkRefused { who, .. } | Self::EjectRefused { who, .. } => {
+                Some(who.user.as_deref().map_or(Cause::Stranger, Cause::User))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whose events are told less often than they happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause<'a> {
+    /// People whom we don't know.
+    Stranger,
+    /// This one.
+    User(&'a str),
+}
+
+impl Cause<'_> {
+    /// Whose, if we know.
+    pub(super) fn user(self) -> Option<String> {
+        match self {
+            Self::Stranger => None,
+            Self::User(user) => Some(user.to_owned()),
         }
     }
 }

@@ -11,8 +11,12 @@ pub(crate) struct ServeLimits {
     pub(crate) connections_per_address: usize,
     /// Links, those that are being refused included.
     pub(crate) links: usize,
+    /// Of these, links of one user.
+    pub(crate) links_per_user: usize,
     /// Streams of events.
     pub(crate) events: usize,
+    /// Of these, streams to one user.
+    pub(crate) events_per_user: usize,
     /// Sessions.
     pub(crate) sessions: usize,
     /// What all sessions together may have in memory, in bytes: at least [`LEAST_MEMORY`] for each.
@@ -30,7 +34,9 @@ impl Default for ServeLimits {
             connections: 768,
             connections_per_address: 128,
             links: 256,
+            links_per_user: 128,
             events: 128,
+            events_per_user: 64,
             sessions: 64,
             memory: USUAL_MEMORY,
         }
@@ -71,7 +77,9 @@ pub(super) fn read(section: &mut Section<'_, '_>) -> Result<ServeLimits, String>
         connections: read("connections", usual.connections)?,
         connections_per_address: read("connections-per-address", usual.connections_per_address)?,
         links: read("links", usual.links)?,
+        links_per_user: read("links-per-user", usual.links_per_user)?,
         events: read("events", usual.events)?,
+        events_per_user: read("events-per-user", usual.events_per_user)?,
         sessions,
         memory: read_memory(&mut members, sessions)?,
     };

@@ -238,7 +238,7 @@ pub(super) async fn log_in(
             with_cookie(cookie)
         }
         Err(error) => {
-            server.note_login(who, method, Some(error.to_string()));
+            server.note_login(who, method, Some(&error));
             login_refused(server, &error)
         }
     }

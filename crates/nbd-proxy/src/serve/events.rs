@@ -20,7 +20,6 @@ use super::{
     Server,
     auth::Identity,
     http::{self, Body},
-    limits::Limit,
     stopped,
 };
 
@@ -31,8 +30,9 @@ const QUEUE: usize = 4;
 
 /// Answers `GET /api/v1/events`.
 pub(super) fn stream(server: &Arc<Server>, identity: &Identity) -> Response<Body> {
-    let Ok(place) = Arc::clone(&server.events).try_acquire_owned() else {
-        return server.too_many(Limit::Events);
+    let place = match server.events.take(&identity.user) {
+        Ok(place) => place,
+        Err(reached) => return server.too_many(reached),
     };
     let (sender, receiver) = mpsc::channel(QUEUE);
     let changes = server

@@ -11,7 +11,9 @@ pub(super) enum Limit {
     Connections,
     ConnectionsPerAddress,
     Links,
+    LinksPerUser,
     Events,
+    EventsPerUser,
     Sessions,
 }
 
@@ -21,7 +23,9 @@ impl Limit {
             Self::Connections => "connections",
             Self::ConnectionsPerAddress => "connections-per-address",
             Self::Links => "links",
+            Self::LinksPerUser => "links-per-user",
             Self::Events => "events",
+            Self::EventsPerUser => "events-per-user",
             Self::Sessions => "sessions",
         }
     }
@@ -41,7 +45,9 @@ impl fmt::Display for Reached {
             Limit::Connections => "connections",
             Limit::ConnectionsPerAddress => "connections from your address",
             Limit::Links => "links",
+            Limit::LinksPerUser => "links of yours",
             Limit::Events => "event streams",
+            Limit::EventsPerUser => "event streams of yours",
             Limit::Sessions => "sessions",
         };
         write!(

@@ -11,17 +11,14 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use ring::digest;
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{MissedTickBehavior, interval},
-};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
     Client, Server,
     auth::Identity,
     http::{self, Body},
-    limits::Limit,
     path,
+    places::Place,
     refusal::{self, Refusal},
     registry::Slot,
 };
@@ -215,14 +212,12 @@ fn enter(
     client: &Client,
     identity: Option<Identity>,
     request: &Request<Incoming>,
-) -> Result<(Result<Admission, Refusal>, OwnedSemaphorePermit), Refusal> {
+) -> Result<(Result<Admission, Refusal>, Place), Refusal> {
     if let Some(reached) = client.too_late {
         return Err(Refusal::too_many(reached));
     }
     let identity = identity.ok_or_else(Refusal::not_allowed)?;
-    let place = Arc::clone(&server.links)
-        .try_acquire_owned()
-        .map_err(|_| Refusal::too_many(server.reached(Limit::Links)))?;
+    let place = (server.links.take(&identity.user)).map_err(Refusal::too_many)?;
     Ok((admit(server, identity, request.uri()), place))
 }
 

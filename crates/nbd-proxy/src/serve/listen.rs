@@ -154,7 +154,7 @@ impl Door for ControlListener {
 /// Takes connections until the server stops.
 pub(super) async fn take_all(server: Arc<Server>, door: impl Door) {
     let door = Arc::new(door);
-    let places = Arc::new(Semaphore::new(server.limits.connections + REFUSALS));
+    let places = Arc::new(Semaphore::new(server.connections + REFUSALS));
     let mut stopping = server.stopping.clone();
     let next = async || {
         let place = Arc::clone(&places)

@@ -12,6 +12,7 @@ mod memory;
 mod metrics;
 pub(crate) mod path;
 mod patience;
+mod places;
 mod prepare;
 mod refusal;
 mod registry;
@@ -35,7 +36,7 @@ use hyper::{HeaderMap, Response};
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, watch},
     task::spawn_blocking,
     time::timeout,
 };
@@ -43,17 +44,18 @@ use tokio::{
 pub(crate) use crate::secret::random_hex;
 use crate::{
     audit::{self, Audit, Event, Who},
-    config::{Config, Doubt, ServeLimits},
+    config::{Config, Doubt},
     control::ControlListener,
     paths, report,
     secret::Secret,
     signals::{Signals, Succession},
 };
-use auth::{Auth, Identity};
+use auth::{Auth, Identity, LoginError};
 use http::Body;
 use limits::{Limit, Reached};
 use listen::Secured;
 use metrics::Metrics;
+use places::Places;
 pub(crate) use prepare::{Prepared, load, prepare};
 use registry::Registry;
 use seats::{Occupied, Seat, Seats};
@@ -69,42 +71,36 @@ struct Server {
     auth: Auth,
     registry: Registry,
     metrics: Metrics,
-    limits: ServeLimits,
     seats: Arc<Seats>,
-    links: Arc<Semaphore>,
-    events: Arc<Semaphore>,
+    links: Arc<Places>,
+    events: Arc<Places>,
+    /// How many connections there may be.
+    connections: usize,
     audit: Audit,
     stopping: watch::Receiver<bool>,
 }
 
 impl Server {
-    /// A limit that leaves no room.
-    fn reached(&self, limit: Limit) -> Reached {
-        let most = match limit {
-            Limit::Connections => self.limits.connections,
-            Limit::ConnectionsPerAddress => self.limits.connections_per_address,
-            Limit::Links => self.limits.links,
-            Limit::Events => self.limits.events,
-            Limit::Sessions => self.limits.sessions,
-        };
-        Reached { limit, most }
-    }
-
     /// Answers a request for which there is no room.
-    fn too_many(&self, limit: Limit) -> Response<Body> {
-        self.metrics.reached(limit);
-        http::too_many(self.reached(limit).to_string(), limits::PAUSE)
+    fn too_many(&self, reached: Reached) -> Response<Body> {
+        self.metrics.reached(reached.limit);
+        http::too_many(reached.to_string(), limits::PAUSE)
     }
 
     /// Counts and tells of an attempt to sign in, which may have failed for a reason.
-    fn note_login(&self, who: Who, method: &'static str, failure: Option<String>) {
+    fn note_login(&self, who: Who, method: &'static str, failure: Option<&LoginError>) {
         self.metrics.login(failure.is_none());
         self.audit.tell(match failure {
             None => Event::LoginSucceeded { who, method },
-            Some(reason) => Event::LoginFailed {
+            Some(LoginError::TooSoon(pause)) => Event::LoginSlowed {
                 who,
                 method,
-                reason,
+                seconds: pause.as_secs().max(1),
+            },
+            Some(error) => Event::LoginFailed {
+                who,
+                method,
+                reason: error.to_string(),
             },
         });
     }
@@ -216,10 +212,16 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
         registry: Registry::new(&config, &runtime_dir, &audit),
         audit: audit.clone(),
         metrics: Metrics::default(),
-        limits,
         seats: Arc::new(Seats::new(&limits, config.serve.access.proxies.clone())),
-        links: Arc::new(Semaphore::new(limits.links)),
-        events: Arc::new(Semaphore::new(limits.events)),
+        links: Places::new(
+            (Limit::Links, limits.links),
+            (Limit::LinksPerUser, limits.links_per_user),
+        ),
+        events: Places::new(
+            (Limit::Events, limits.events),
+            (Limit::EventsPerUser, limits.events_per_user),
+        ),
+        connections: limits.connections,
         auth,
         stopping,
     });
@@ -287,8 +289,7 @@ async fn end_sessions(
     let end = async {
         let ended = timeout(hook + GRACE, server.registry.end_all(leave)).await;
         // All places are free once every page was told.
-        let links = u32::try_from(server.limits.links).unwrap_or(u32::MAX);
-        let _ = timeout(FAREWELL, server.links.acquire_many(links)).await;
+        let _ = timeout(FAREWELL, server.links.all_free()).await;
         ended.context("some sessions did not end in time; the next start cleans up after them")
     };
     tokio::select! {

@@ -79,7 +79,7 @@ async fn dispatch(
         return links::upgrade(server, client, request);
     }
     if let Some(reached) = client.too_late {
-        let mut response = server.too_many(reached.limit);
+        let mut response = server.too_many(reached);
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
         return response;

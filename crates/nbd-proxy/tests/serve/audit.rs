@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     disk::Disk,
-    harness::{Process, Server, wait_for},
+    harness::{People, Process, Server, wait_for},
     page::{ID, OTHER_ID, Page, blocking, link},
 };
 
@@ -178,6 +178,49 @@ fn logins_are_told_and_counted_without_their_secrets() {
         let line = format!("nbd_proxy_logins_total{{outcome=\"{outcome}\"}} 1\n");
         assert!(metrics.text().contains(&line), "{}", metrics.text());
     }
+}
+
+#[test]
+fn who_has_to_wait_after_failed_logins_is_told_of() {
+    let server = Server::with("\"hold\": 60", FILE);
+    wait_for("a pause", || {
+        let response = server.request("POST", "/api/v1/login", &[], r#"{"token": "wrong"}"#);
+        (response.status == 429).then_some(())
+    });
+    let slowed = event(&server, "login_slowed");
+    assert_eq!(slowed["method"], "token");
+    assert!(slowed["user"].is_null() && slowed["seconds"].as_u64().unwrap() >= 1);
+    assert!(slowed["from"].as_str().unwrap().starts_with("127.0.0.1:"));
+}
+
+#[test]
+fn refusals_of_one_user_fill_no_disk_and_hide_nobody_elses() {
+    const MANY: usize = 400;
+    let people = People::new(r#"{"look": ["eva", "max"]}"#, &format!(", {FILE}"));
+    let [eva, max] = ["eva", "max"].map(|user| {
+        let token = people.passwd(&["token", "add", user, "--user", user], "");
+        format!("Authorization: Bearer {}", token.trim())
+    });
+    let server = people.serve();
+    let refused = |who: &str| {
+        let path = "/api/v1/configurations/0/eject";
+        assert_eq!(server.request("POST", path, &[who], "{}").status, 403);
+    };
+    (0..MANY).for_each(|_| refused(&eva));
+    refused(&max);
+    let is_maxs = |event: &Value| event["event"] == "eject_refused" && event["user"] == "max";
+    wait_for("what max was refused", || {
+        events(&server).iter().any(is_maxs).then_some(())
+    });
+    let omitted = wait_for("what was left out", || {
+        refused(&eva);
+        let omitted = |event: &Value| event["event"] == "events_omitted";
+        events(&server).into_iter().find(omitted)
+    });
+    assert_eq!(omitted["user"], "eva");
+    let told = names(&server);
+    let refusals = told.iter().filter(|name| *name == "eject_refused").count();
+    assert!(refusals < MANY, "{refusals}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     disk::Disk,
-    harness::{Response, Server, wait_for},
+    harness::{People, Response, Server, wait_for},
     page::{ID, OTHER_ID, Page, Serving, blocking, link},
 };
 
@@ -112,6 +112,40 @@ async fn more_links_than_the_limit_are_closed_with_4429() {
     let (code, reason) = Page::open(&server, "/nbd/lab%202").await.closed().await;
     assert_eq!(code, 4429);
     assert!(reason.contains("\"links\""), "{reason}");
+    serving.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_user_takes_neither_all_links_nor_all_event_streams() {
+    let limits = r#", "limits": {"links-per-user": 1, "events-per-user": 1}"#;
+    let people = People::new(r#"["eva", "max"]"#, limits);
+    let [eva, max] = ["eva", "max"].map(|user| {
+        let token = people.passwd(&["token", "add", user, "--user", user], "");
+        format!("Bearer {}", token.trim())
+    });
+    let server = Arc::new(people.serve());
+    let open = async |who: &str| {
+        let headers = [("authorization", who)];
+        Page::open_with(&server, "/nbd/0", &headers).await
+    };
+    let serving = open(&eva).await.serve(IMAGE);
+    wait_for("a device", || server.device().exists().then_some(()));
+    let (code, reason) = open(&eva).await.closed().await;
+    assert_eq!(code, 4429);
+    assert!(reason.contains("\"links-per-user\""), "{reason}");
+    let (code, reason) = open(&max).await.closed().await;
+    assert_eq!(code, 4409, "{reason}");
+    let ask = |who: &str| {
+        let authorization = format!("Authorization: {who}");
+        let mut stream = server.send("GET", "/api/v1/events", &[&authorization], "");
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).unwrap();
+        (stream, answer)
+    };
+    let first = ask(&eva);
+    assert_eq!(&first.1, b"HTTP/1.1 200");
+    assert_eq!(&ask(&eva).1, b"HTTP/1.1 429");
+    assert_eq!(&ask(&max).1, b"HTTP/1.1 200");
     serving.close().await;
 }
 
