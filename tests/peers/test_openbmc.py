@@ -26,7 +26,7 @@ def test_every_test_that_the_page_names_exists(name):
 
 
 def test_every_test_of_the_guest_that_the_page_names_exists():
-    named = re.findall(r'"([\w ,]{20,})"', PAGE.read_text().replace("\n", " "))
+    named = re.findall(r'"([\w ,-]{20,})"', PAGE.read_text().replace("\n", " "))
     tests = "".join(file.read_text() for file in (ROOT / "tests/guest").glob("*.test.mjs"))
     assert len(named) >= 3
     assert [name for name in named if name not in tests] == []
