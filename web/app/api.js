@@ -14,6 +14,7 @@
  * @property {number} bytes_read
  * @property {number} requests
  * @property {number | null} seconds_left while held
+ * @property {string[]} [draining_for] what has to end before the device is free
  * @property {number | null} [until] the same as a time that stays true, in milliseconds since 1970; made here
  */
 
@@ -22,6 +23,7 @@
  * @property {string} name
  * @property {boolean} default
  * @property {string} device what the configuration asks for, such as `auto`
+ * @property {string} [media] what the machine shows it as, `disk` or `cdrom`
  * @property {Record<string, unknown> | null} metadata
  * @property {Right[]} [may] what the user may do with it; events don't tell
  * @property {Session | null} session

@@ -1,6 +1,7 @@
 // The list of the machine's configurations: one is chosen to attach to, each that is busy can be ejected.
 
-import { isActive, mayServe } from "./state.js";
+import { isUnderWay } from "./attachment.js";
+import { mayServe } from "./state.js";
 import { named, sentence, usage } from "./words.js";
 
 /** @typedef {import("./api.js").Configuration} Configuration */
@@ -36,17 +37,16 @@ export class ConfigurationList {
 
   /**
    * @param {State} state
-   * @param {boolean} locked whether the choice cannot be changed: an image is attached
    * @param {number} now milliseconds since 1970
    */
-  render(state, locked, now) {
+  render(state, now) {
     const { configurations } = state;
     this.note.hidden = configurations.length > 0;
     setText(this.note, state.access === null ? "Asking the machine…" : NOTES[state.access.kind]);
     this.#keep(configurations);
     for (const configuration of configurations) {
       const row = /** @type {Row} */ (this.rows.get(configuration.name));
-      row.render(configuration, state, locked, now);
+      row.render(configuration, state, now);
     }
   }
 
@@ -94,22 +94,23 @@ class Row {
     this.force.addEventListener("click", () => handlers.eject(name, true));
   }
 
-  /** @param {Configuration} configuration @param {State} state @param {boolean} locked @param {number} now */
-  render(configuration, state, locked, now) {
+  /** @param {Configuration} configuration @param {State} state @param {number} now */
+  render(configuration, state, now) {
     const { metadata, session, may } = configuration;
     const description = metadata?.description;
     setText(
       this.title,
       typeof description === "string" ? `${this.name} · ${description}` : this.name,
     );
-    const ours = isActive(state) && state.attachment?.configuration === this.name;
+    const ours = isUnderWay(state.attachments.get(this.name) ?? null);
     const note = mayServe(configuration) ? "" : " · you may not attach here";
     setText(this.use, usage(session, ours, now) + note);
     this.radio.hidden = state.configurations.length === 1;
     this.radio.checked = state.chosen === this.name;
-    this.radio.disabled = locked || !mayServe(configuration);
+    this.radio.disabled = !mayServe(configuration);
+    this.root.classList.toggle("ours", ours);
 
-    const eject = state.eject?.name === this.name ? state.eject : null;
+    const eject = state.ejects.get(this.name) ?? null;
     // Its place is kept, so that the row does not change when its use does.
     const permitted = may === undefined || may.includes("eject");
     const ejectable = permitted && session !== null && session.state !== "draining";

@@ -29,6 +29,17 @@ export function duration(ms) {
   return hours > 0 ? `${hours}:${two(minutes)}:${seconds}` : `${minutes}:${seconds}`;
 }
 
+/** @param {number} at milliseconds since 1970 @returns {string} such as `13:05` */
+export function clock(at) {
+  return new Date(at).toTimeString().slice(0, 5);
+}
+
+/** @param {number | null | undefined} ms milliseconds @returns {string} such as `0.4 ms` or `23 ms` */
+export function delay(ms) {
+  if (ms === null || ms === undefined) return "–";
+  return ms < 9.95 ? `${ms.toFixed(1)} ms` : `${WHOLE.format(Math.round(ms))} ms`;
+}
+
 /** @param {number} n at least 1000 @returns {string} three significant digits and a unit */
 function scaled(n) {
   let value = n / 1000;

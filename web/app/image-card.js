@@ -2,7 +2,9 @@
 
 import { setText } from "./configurations.js";
 import { boots, kind, remarks } from "./image-words.js";
+import { choiceOf } from "./state.js";
 
+/** @typedef {import("./attachment.js").Choice} Choice */
 /** @typedef {import("./state.js").State} State */
 
 const NOTHING = "–";
@@ -10,13 +12,14 @@ const NOTHING = "–";
 export class ImageCard {
   /** @param {HTMLElement} root @param {{digest: () => void, cancelDigest: () => void}} handlers */
   constructor(root, handlers) {
+    this.root = root;
     this.kind = part(root, "kind");
     this.boots = part(root, "boots");
     this.label = part(root, "label");
     this.sum = part(root, "sum");
     this.remarks = part(root, "remarks");
     this.button = /** @type {HTMLButtonElement} */ (part(root, "digest"));
-    /** @type {State["digest"]} */
+    /** @type {Choice["digest"]} */
     this.digest = null;
     this.button.addEventListener("click", () => {
       if (this.digest !== null && this.digest.hex === "") handlers.cancelDigest();
@@ -25,7 +28,9 @@ export class ImageCard {
   }
 
   /** @param {State} state */
-  render({ image, findings, digest, configurations, chosen }) {
+  render(state) {
+    const { image, findings, digest } = choiceOf(state);
+    this.root.hidden = image === null;
     const unknown = image === null ? NOTHING : "…";
     this.digest = digest;
     setText(this.kind, findings === null ? unknown : kind(findings));
@@ -35,7 +40,8 @@ export class ImageCard {
     this.button.disabled = image === null;
     setText(this.button, digest === null ? "Compute" : "Cancel");
     this.button.hidden = digest !== null && (digest.hex !== "" || digest.error !== "");
-    const media = configurations.find(({ name }) => name === chosen)?.metadata?.media;
+    const chosen = state.configurations.find(({ name }) => name === state.chosen);
+    const media = chosen?.media === "cdrom" ? "cdrom" : chosen?.metadata?.media;
     this.#renderRemarks(findings === null || image === null ? [] : remarks(findings, image, media));
   }
 
@@ -61,7 +67,7 @@ export class ImageCard {
   }
 }
 
-/** @param {State["digest"]} digest @param {number} size @returns {string} */
+/** @param {Choice["digest"]} digest @param {number} size @returns {string} */
 function sum(digest, size) {
   if (digest === null) return "Not computed";
   if (digest.error !== "") return digest.error;

@@ -1,28 +1,33 @@
 // The page: events go in to dispatch(), the state that they make is shown.
 
 import { NBDServer } from "../nbd/nbd.js";
+import { Activity } from "./activity.js";
 import { access, eject, follow, linkAddress, login, logout } from "./api.js";
 import { Digest } from "./digest.js";
 import { reopen } from "./files.js";
+import { pastOf, readHistory, withPast, writeHistory } from "./history.js";
 import { inspect } from "./inspect/inspect.js";
 import { blobSource } from "./inspect/source.js";
 import { forget, recall, remember } from "./memory.js";
-import { RateMeter } from "./rate.js";
 import { infoOf, isSame, offerAt } from "./resume.js";
-import { initial, isActive, isNeeded, reduce } from "./state.js";
+import { attachmentOf, choiceOf, initial, isNeeded, reduce, underWay } from "./state.js";
 import { View } from "./view.js";
 import { cannotReopen, explain } from "./words.js";
 
 const RETRY_MS = 3000;
 const TICK_MS = 1000;
 
-let state = initial();
-const digest = new Digest();
-let meter = new RateMeter();
-/** @type {NBDServer | null} */
-let server = null;
-/** Whether the session that is served can be gone on with after a reload. */
-let remembered = false;
+let state = initial(readHistory());
+/** @type {WeakMap<File, Digest>} */
+const digests = new WeakMap();
+/**
+ * @typedef {object} Serving what serves a configuration, or served it last
+ * @property {NBDServer} server
+ * @property {Activity} activity
+ * @property {boolean} remembered whether the session can be gone on with after a reload
+ */
+/** @type {Map<string | null, Serving>} */
+const serving = new Map();
 let following = false;
 /** @type {ReturnType<typeof setTimeout> | undefined} */
 let retry;
@@ -49,6 +54,7 @@ function dispatch(event) {
   state = reduce(state, event, Date.now());
   if (isNeeded(state) !== isNeeded(before)) guardTab(isNeeded(state));
   keepMemos(before, state);
+  if (state.history !== before.history) writeHistory(state.history);
   render();
 }
 
@@ -61,7 +67,9 @@ function keepMemos(before, after) {
 }
 
 function render() {
-  view.render(state, meter.rate(monotonic()), Date.now());
+  const attached = attachmentOf(state);
+  const activity = (attached && serving.get(attached.configuration)?.activity) ?? null;
+  view.render(state, activity, { wall: Date.now(), monotonic: monotonic() });
 }
 
 /** @param {File} image @param {FileSystemFileHandle | null} [handle] */
@@ -74,8 +82,10 @@ function chooseImage(image, handle = null) {
 
 /** @param {File} image @param {FileSystemFileHandle | null} [handle] */
 function take(image, handle = null) {
-  digest.cancel();
+  const { image: before } = choiceOf(state);
   dispatch({ type: "image", image, handle });
+  // Nobody will see what comes of it.
+  if (before !== null && before !== image) digests.get(before)?.cancel();
   inspect(blobSource(image)).then(
     (findings) => dispatch({ type: "findings", image, findings }),
     // It cannot be read: nbd.js says why, with a remedy, as soon as it is attached.
@@ -84,14 +94,18 @@ function take(image, handle = null) {
 }
 
 function computeDigest() {
-  const { image } = state;
+  const { image } = choiceOf(state);
   if (image === null) return;
+  const digest = digests.get(image) ?? new Digest();
+  digests.set(image, digest);
   digest.start(image, (progress) => dispatch({ type: "digest", image, digest: progress }));
 }
 
 function cancelDigest() {
-  digest.cancel();
-  if (state.image !== null) dispatch({ type: "digest", image: state.image, digest: null });
+  const { image } = choiceOf(state);
+  if (image === null) return;
+  digests.get(image)?.cancel();
+  dispatch({ type: "digest", image, digest: null });
 }
 
 /** Goes on with the session that is offered. */
@@ -99,7 +113,8 @@ async function resume() {
   const offer = offerAt(state, state.chosen);
   if (offer === null) return;
   const { memo } = offer;
-  if (state.image !== null && isSame(memo.image, infoOf(state.image))) return start();
+  const { image } = choiceOf(state);
+  if (image !== null && isSame(memo.image, infoOf(image))) return start();
   const file = memo.handle && (await reopen(memo.handle));
   if (file) {
     chooseImage(file, memo.handle);
@@ -120,13 +135,14 @@ async function start(takeover = false) {
     dispatch({ type: "refuse", problem: explain({ code: "unreachable", reason: "" }) });
     return;
   }
-  if (state.image === null && view.chosenFile !== null) {
+  if (choiceOf(state).image === null && view.chosenFile !== null) {
     take(view.chosenFile);
   }
-  const { attachment: before } = state;
+  const before = attachmentOf(state);
   const session = offerAt(state, state.chosen)?.memo.session;
   dispatch({ type: "start" });
-  const { attachment, image } = state;
+  const attachment = attachmentOf(state);
+  const { image } = choiceOf(state);
   if (image === null) {
     view.focusFile();
   } else if (attachment !== null && attachment !== before) {
@@ -140,43 +156,42 @@ async function start(takeover = false) {
  * @param {{session?: string, takeover: boolean}} how `session` is the one to go on with
  */
 function serve(image, configuration, { session, takeover }) {
-  meter = new RateMeter();
-  const current = new NBDServer(linkAddress(configuration), image, {
+  const server = new NBDServer(linkAddress(configuration), image, {
     session: session ?? configuration !== null,
     takeover,
   });
-  server = current;
-  remembered = false;
-  current.addEventListener("state", (event) => {
-    if (server === current) onLink(/** @type {CustomEvent} */ (event).detail);
+  const one = { server, activity: new Activity(image.size), remembered: false };
+  serving.set(configuration, one);
+  server.addEventListener("state", ({ detail }) => {
+    if (serving.get(configuration) === one) onLink(configuration, one, detail);
   });
-  current.start();
+  server.start();
 }
 
-/** @param {import("./state.js").LinkDetail & {time: number}} detail */
-function onLink(detail) {
-  meter.add(detail.time, detail.bytes);
-  dispatch({ type: "link", detail });
-  if (detail.phase === "serving" && !remembered) rememberSession();
+/** @param {string | null} configuration @param {Serving} one @param {import("../nbd/nbd.js").State} detail */
+function onLink(configuration, one, detail) {
+  one.activity.add(detail);
+  dispatch({ type: "link", configuration, detail });
+  if (detail.phase === "serving" && !one.remembered) rememberSession(configuration, one);
   // The cookie is of no use any more: ask for the token.
   if (detail.error?.code === "not-allowed") refresh();
 }
 
-function rememberSession() {
-  const { attachment, image, handle } = state;
-  const session = server?.session;
-  if (!attachment?.configuration || !session || image === null) return;
-  remembered = true;
-  const { configuration } = attachment;
+/** @param {string | null} configuration @param {Serving} one */
+function rememberSession(configuration, one) {
+  const { session } = one.server;
+  const { image = null, handle = null } = state.attachments.get(configuration)?.choice ?? {};
+  if (configuration === null || !session || image === null) return;
+  one.remembered = true;
   const memo = { configuration, session, image: infoOf(image), handle };
   dispatch({ type: "remember", memo });
   remember(memo);
 }
 
 function stop() {
-  const { attachment } = state;
+  const attachment = attachmentOf(state);
   dispatch({ type: "stop" });
-  server?.stop();
+  serving.get(attachment?.configuration ?? null)?.server.stop();
   // There is no link to say it on.
   if (attachment?.phase === "held" && attachment.configuration !== null) {
     ejectConfiguration(attachment.configuration, false);
@@ -266,12 +281,23 @@ function monotonic() {
   return performance.timeOrigin + performance.now();
 }
 
+/** What this page serves ends with it, as far as its history can tell. */
+addEventListener("pagehide", () => {
+  const entries = underWay(state).map((one) =>
+    pastOf(one, Date.now(), "The page was closed or reloaded."),
+  );
+  const history = entries.reduce(
+    (all, past) => (past === null ? all : withPast(all, past)),
+    state.history,
+  );
+  writeHistory(history);
+});
 addEventListener("hashchange", () => {
   const credentials = takeToken();
   if (credentials !== null) enter(credentials);
 });
 setInterval(() => {
-  if (isActive(state) || state.memos.length > 0) render();
+  if (underWay(state).length > 0 || state.memos.length > 0) render();
 }, TICK_MS);
 render();
 recall().then((memos) => dispatch({ type: "memos", memos }));

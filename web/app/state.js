@@ -1,49 +1,22 @@
 // All that the page knows, and how each event changes it. Pure: time comes with the events.
 
+import { begin, follow, isUnderWay, NO_CHOICE, notable } from "./attachment.js";
 import { bytes } from "./format.js";
+import { ending, pastOf, withPast } from "./history.js";
 import { difference, infoOf, isSame, offerAt } from "./resume.js";
-import { emptyImage, explain, named, nothingChosen, notTheSame, place, sentence } from "./words.js";
+import { emptyImage, named, nothingChosen, notTheSame, sentence } from "./words.js";
 
 /** @typedef {import("./api.js").Access} Access */
 /** @typedef {import("./api.js").Configuration} Configuration */
+/** @typedef {import("./attachment.js").Attachment} Attachment */
+/** @typedef {import("./attachment.js").Choice} Choice */
+/** @typedef {import("./attachment.js").LinkDetail} LinkDetail */
+/** @typedef {import("./history.js").Past} Past */
 /** @typedef {import("./resume.js").Memo} Memo */
 /** @typedef {import("./words.js").Problem} Problem */
 
 /**
- * @typedef {object} ServerDetail what the server tells of the device, as far as the page uses it
- * @property {"attaching" | "attached" | "held" | "draining"} phase
- * @property {string | null} device
- * @property {boolean} [resumed]
- * @property {import("../nbd/nbd.js").Keep | null} [keep]
- */
-
-/**
- * @typedef {object} LinkDetail what nbd.js tells of its server, as far as the page uses it
- * @property {"idle" | "connecting" | "serving" | "held" | "ended"} phase
- * @property {number} bytes
- * @property {number} requests
- * @property {ServerDetail | null} server
- * @property {{secondsLeft: number, reason: string} | null} [held]
- * @property {{reason: string, message: string} | null} end
- * @property {{code: string, reason: string} | null} trouble
- * @property {{code: string, reason: string} | null} error
- */
-
-/** @typedef {"connecting" | "attaching" | "attached" | "held" | "draining" | "stopping" | "ended" | "failed"} Phase */
-
-/**
- * @typedef {object} Attachment what this tab serves, or served last
- * @property {Phase} phase
- * @property {string | null} configuration null: the unnamed link of a plain server
- * @property {string} image its name
- * @property {LinkDetail} link as nbd.js told last
- * @property {number | null} attachedAt milliseconds since 1970
- * @property {number | null} overAt
- */
-
-/**
  * @typedef {object} Eject
- * @property {string} name of the configuration
  * @property {boolean} waiting for the server's answer
  * @property {string} error empty unless refused
  * @property {boolean} forcible whether force would help
@@ -55,14 +28,12 @@ import { emptyImage, explain, named, nothingChosen, notTheSame, place, sentence 
  * @property {Configuration[]} configurations
  * @property {string | null} chosen the chosen configuration's name
  * @property {boolean} picked whether it was a person who chose it
- * @property {File | null} image
- * @property {import("./inspect/inspect.js").Findings | null} findings what the image is, once it was looked at
- * @property {import("./digest-worker.js").Progress | null} digest of the image, where it was asked for
- * @property {FileSystemFileHandle | null} handle the image's, where the browser gives one
+ * @property {Choice} draft the image that is attached next
  * @property {Memo[]} memos what this browser has served and may go on with
  * @property {Problem | null} problem that kept the page from starting
- * @property {Attachment | null} attachment
- * @property {Eject | null} eject
+ * @property {ReadonlyMap<string | null, Attachment>} attachments by configuration, the latest of each
+ * @property {ReadonlyMap<string, Eject>} ejects by configuration
+ * @property {Past[]} history newest first
  * @property {{at: number, text: string}[]} log newest last
  */
 
@@ -71,13 +42,13 @@ import { emptyImage, explain, named, nothingChosen, notTheSame, place, sentence 
  *   | {type: "configuration", configuration: Configuration}
  *   | {type: "choose", name: string}
  *   | {type: "image", image: File, handle?: FileSystemFileHandle | null}
- *   | {type: "findings", image: File, findings: NonNullable<State["findings"]>}
- *   | {type: "digest", image: File, digest: State["digest"]}
+ *   | {type: "findings", image: File, findings: NonNullable<Choice["findings"]>}
+ *   | {type: "digest", image: File, digest: Choice["digest"]}
  *   | {type: "memos", memos: Memo[]}
  *   | {type: "remember", memo: Memo}
  *   | {type: "refuse", problem: Problem}
  *   | {type: "start"}
- *   | {type: "link", detail: LinkDetail}
+ *   | {type: "link", configuration: string | null, detail: LinkDetail}
  *   | {type: "stop"}
  *   | {type: "eject", name: string}
  *   | {type: "eject-answer", name: string, error: string, forcible: boolean}} Event
@@ -85,51 +56,56 @@ import { emptyImage, explain, named, nothingChosen, notTheSame, place, sentence 
 
 const LOG_LIMIT = 100;
 
-/** @type {LinkDetail} */
-const NOTHING_YET = {
-  phase: "idle",
-  bytes: 0,
-  requests: 0,
-  server: null,
-  end: null,
-  trouble: null,
-  error: null,
-};
-
-/** @returns {State} */
-export function initial() {
+/** @param {Past[]} [history] @returns {State} */
+export function initial(history = []) {
   return {
     access: null,
     configurations: [],
     chosen: null,
     picked: false,
-    image: null,
-    findings: null,
-    digest: null,
-    handle: null,
+    draft: NO_CHOICE,
     memos: [],
     problem: null,
-    attachment: null,
-    eject: null,
+    attachments: new Map(),
+    ejects: new Map(),
+    history,
     log: [],
   };
 }
 
-/** @param {State} state @returns {boolean} whether this tab serves an image, or is about to or stops to */
-export function isActive({ attachment }) {
-  return attachment !== null && attachment.phase !== "ended" && attachment.phase !== "failed";
+/** @param {State} state @returns {Attachment | null} the chosen configuration's */
+export function attachmentOf({ attachments, chosen }) {
+  return attachments.get(chosen) ?? null;
+}
+
+/** @param {State} state @returns {Choice} what the chosen configuration serves, or would get */
+export function choiceOf(state) {
+  return attachmentOf(state)?.choice ?? state.draft;
+}
+
+/** @param {State} state @returns {boolean} whether the chosen configuration is served from here, or about to be */
+export function isActive(state) {
+  return isUnderWay(attachmentOf(state));
+}
+
+/** @param {State} state @returns {Attachment[]} all that this tab serves, or is about to or stops to */
+export function underWay({ attachments }) {
+  return [...attachments.values()].filter(isUnderWay);
 }
 
 /** @param {State} state @returns {boolean} whether the machine would miss this tab */
 export function isNeeded(state) {
-  return isActive(state) && !state.attachment?.link.server?.keep?.whole;
+  return underWay(state).some(({ link }) => !link.server?.keep?.whole);
 }
 
 /**
  * @param {State} state
  * @returns {boolean} whether the start was refused for a session that is this user's own, with the same image
  */
-export function mayTakeOver({ access, attachment, configurations, image }) {
+export function mayTakeOver(state) {
+  const { access, configurations } = state;
+  const attachment = attachmentOf(state);
+  const { image } = choiceOf(state);
   if (access?.kind !== "open" || attachment?.link.error?.code !== "busy" || !image) return false;
   const session = configurations.find(({ name }) => name === attachment.configuration)?.session;
   if (!session || session.state === "draining") return false;
@@ -149,29 +125,32 @@ export function reduce(state, event, at) {
     case "configuration":
       return followingOffer(withConfiguration(state, event.configuration, at));
     case "findings":
-      return event.image === state.image ? { ...state, findings: event.findings } : state;
+      return withKnowledge(state, event.image, { findings: event.findings });
     case "digest":
-      return event.image === state.image ? { ...state, digest: event.digest } : state;
+      return withKnowledge(state, event.image, { digest: event.digest });
     case "memos":
       return followingOffer({ ...state, memos: event.memos });
     case "remember":
       return remembered(state, event.memo);
     case "eject":
-      return { ...state, eject: { name: event.name, waiting: true, error: "", forcible: false } };
+      return withEject(state, event.name, { waiting: true, error: "", forcible: false });
     case "eject-answer":
       return withEjectAnswer(state, event, at);
+    case "choose":
+      return { ...state, chosen: event.name, picked: true, problem: null };
+    case "link":
+      return withLink(state, event.configuration, event.detail, at);
     default:
-      return isActive(state) ? reduceActive(state, event, at) : reduceIdle(state, event, at);
+      if (isActive(state)) return event.type === "stop" ? stopping(state) : state;
+      return reduceIdle(state, event, at);
   }
 }
 
-/** @param {State} state that nothing is attached in @param {Event} event @param {number} at @returns {State} */
+/** @param {State} state whose chosen configuration is not served from here @param {Event} event @param {number} at @returns {State} */
 function reduceIdle(state, event, at) {
   switch (event.type) {
-    case "choose":
-      return { ...state, chosen: event.name, picked: true, problem: null };
     case "image":
-      return withImage({ ...state, handle: event.handle ?? null }, event.image, at);
+      return withImage(state, event.image, event.handle ?? null, at);
     case "refuse":
       return withProblem(state, event.problem, at);
     case "start":
@@ -181,28 +160,17 @@ function reduceIdle(state, event, at) {
   }
 }
 
-/** @param {State} state with an active attachment @param {Event} event @param {number} at @returns {State} */
-function reduceActive(state, event, at) {
-  switch (event.type) {
-    case "link":
-      return withLink(state, event.detail, at);
-    case "stop":
-      return stopping(state);
-    default:
-      return state;
-  }
-}
-
 /** @param {State} state @param {Access} access @param {number} at @returns {State} */
 function withAccess(state, access, at) {
-  if (access.kind === "signed-out" && !isActive(state)) {
+  const active = underWay(state).length > 0;
+  if (access.kind === "signed-out" && !active) {
     // The next one at this browser may be somebody else.
-    return { ...state, access, configurations: [], eject: null };
+    return { ...state, access, configurations: [], ejects: new Map() };
   }
   if (access.kind !== "open") return { ...state, access };
   const configurations = access.configurations.map((configuration) => timed(configuration, at));
   const known = configurations.some(({ name }) => name === state.chosen);
-  const chosen = known || isActive(state) ? state.chosen : preferred(configurations);
+  const chosen = known || active ? state.chosen : preferred(configurations);
   return { ...state, access, configurations, chosen };
 }
 
@@ -233,13 +201,13 @@ function timed({ session, ...rest }, at) {
  * @returns {State}
  */
 function followingOffer(state) {
-  const ours = isActive(state) ? state.attachment?.configuration : undefined;
+  const ours = underWay(state).map(({ configuration }) => configuration);
   const memos = state.memos.filter(({ configuration }) => {
     const known = state.configurations.find(({ name }) => name === configuration);
-    return !known || known.session !== null || configuration === ours;
+    return !known || known.session !== null || ours.includes(configuration);
   });
   const next = memos.length === state.memos.length ? state : { ...state, memos };
-  if (next.picked || next.image !== null || isActive(next)) return next;
+  if (next.picked || next.draft.image !== null || ours.length > 0) return next;
   const waiting = next.configurations.find(({ name }) => offerAt(next, name) !== null);
   return waiting ? { ...next, chosen: waiting.name } : next;
 }
@@ -259,24 +227,47 @@ function withConfiguration(state, changed, at) {
   const configurations = state.configurations.map((known) =>
     known.name === changed.name ? timed({ ...changed, may: changed.may ?? known.may }, at) : known,
   );
-  const freed = state.eject?.name === changed.name && changed.session === null;
-  return { ...state, configurations, eject: freed ? null : state.eject };
+  const next = { ...state, configurations };
+  return changed.session === null ? withEject(next, changed.name, null) : next;
 }
 
-/** @param {State} state @param {File} image @param {number} at @returns {State} */
-function withImage(state, image, at) {
-  const fresh = { ...state, attachment: null, findings: null, digest: null };
-  if (image.size === 0) {
-    return withProblem({ ...fresh, image: null }, emptyImage(image.name), at);
-  }
-  const chosen = { ...fresh, image, problem: null };
+/**
+ * What is found out about an image, wherever it is by now.
+ * @param {State} state
+ * @param {File} image
+ * @param {Partial<Choice>} known
+ * @returns {State}
+ */
+function withKnowledge(state, image, known) {
+  const { draft } = state;
+  if (draft.image === image) return { ...state, draft: { ...draft, ...known } };
+  const served = [...state.attachments.values()].find(({ choice }) => choice.image === image);
+  if (!served) return state;
+  return withAttachment(state, { ...served, choice: { ...served.choice, ...known } });
+}
+
+/** @param {State} state @param {Attachment} attachment in place of its configuration's last one @returns {State} */
+function withAttachment(state, attachment) {
+  const { configuration } = attachment;
+  return { ...state, attachments: new Map(state.attachments).set(configuration, attachment) };
+}
+
+/** @param {State} state @param {File} image @param {Choice["handle"]} handle @param {number} at @returns {State} */
+function withImage(state, image, handle, at) {
+  const attachments = new Map(state.attachments);
+  // What was there is over; the card shows what comes next.
+  attachments.delete(state.chosen);
+  const fresh = { ...state, attachments, draft: NO_CHOICE };
+  if (image.size === 0) return withProblem(fresh, emptyImage(image.name), at);
+  const chosen = { ...fresh, draft: { ...NO_CHOICE, image, handle }, problem: null };
   const problem = offeredAnother(chosen);
   return problem === null ? chosen : withProblem(chosen, problem, at);
 }
 
 /** @param {State} state @returns {Problem | null} when the chosen session waits for another image than the chosen one */
 function offeredAnother(state) {
-  const { image, chosen } = state;
+  const { chosen } = state;
+  const { image } = choiceOf(state);
   const offer = offerAt(state, chosen);
   if (offer === null || image === null || chosen === null) return null;
   const expected = offer.memo.image;
@@ -291,107 +282,55 @@ function withProblem(state, problem, at) {
 
 /** @param {State} state @param {number} at @returns {State} */
 function started(state, at) {
-  const { image, chosen } = state;
+  const { chosen } = state;
+  const choice = choiceOf(state);
+  const { image } = choice;
   if (image === null) return { ...state, problem: state.problem ?? nothingChosen() };
   const another = offeredAnother(state);
   if (another !== null) return withProblem(state, another, at);
-  /** @type {Attachment} */
-  const attachment = {
-    phase: "connecting",
-    configuration: chosen,
-    image: image.name,
-    link: NOTHING_YET,
-    attachedAt: null,
-    overAt: null,
-  };
+  const draft = choice === state.draft ? NO_CHOICE : state.draft;
   const where = chosen === null ? "" : ` to ${named(chosen)}`;
   return log(
-    { ...state, problem: null, attachment },
+    withAttachment({ ...state, problem: null, draft }, begin(chosen, choice, image)),
     `Attaching “${image.name}” (${bytes(image.size)})${where}.`,
     at,
   );
 }
 
-/** @param {State} state with an active attachment @param {LinkDetail} detail @param {number} at @returns {State} */
-function withLink(state, detail, at) {
-  const before = /** @type {Attachment} */ (state.attachment);
-  const phase = phaseAfter(before, detail);
-  /** @type {Attachment} */
-  const after = {
-    ...before,
-    phase,
-    link: detail,
-    attachedAt: before.attachedAt ?? (phase === "attached" ? at : null),
-    overAt: detail.phase === "ended" ? at : null,
-  };
-  /** @type {State} */
-  let next = { ...state, attachment: after };
+/**
+ * @param {State} state
+ * @param {string | null} configuration
+ * @param {LinkDetail} detail
+ * @param {number} at
+ * @returns {State}
+ */
+function withLink(state, configuration, detail, at) {
+  const before = state.attachments.get(configuration) ?? null;
+  if (before === null || !isUnderWay(before)) return state;
+  const after = follow(before, detail, at);
+  let next = withAttachment(state, after);
   // Ended in order: there is nothing to go on with.
-  if (phase === "ended") next = { ...next, memos: otherMemos(state, after.configuration) };
-  for (const text of notable(before, after)) next = log(next, text, at);
+  if (after.phase === "ended") next = { ...next, memos: otherMemos(state, configuration) };
+  const past = isUnderWay(after) ? null : pastOf(after, at, ending(after));
+  if (past !== null) next = { ...next, history: withPast(next.history, past) };
+  const whose = state.attachments.size > 1 && configuration !== null ? `${configuration}: ` : "";
+  for (const text of notable(before, after)) next = log(next, whose + text, at);
   return next;
 }
 
-/** @param {State} state with an active attachment @returns {State} */
+/** @param {State} state whose chosen configuration is served from here @returns {State} */
 function stopping(state) {
-  const attachment = /** @type {Attachment} */ (state.attachment);
-  return { ...state, attachment: { ...attachment, phase: "stopping" } };
+  const attachment = /** @type {Attachment} */ (attachmentOf(state));
+  return withAttachment(state, { ...attachment, phase: "stopping" });
 }
 
-/** @param {Attachment} before @param {LinkDetail} detail @returns {Phase} */
-function phaseAfter(before, { phase, server, error }) {
-  if (phase === "ended") return error === null ? "ended" : "failed";
-  if (before.phase === "stopping") return "stopping";
-  if (phase === "held") return "held";
-  if (server !== null) return server.phase;
-  if (phase !== "serving") return "connecting";
-  // A plain link tells nothing of the device: requests that come are all there is to see.
-  return before.configuration === null ? "attached" : "attaching";
-}
-
-/** @param {Attachment} before @param {Attachment} after @returns {string[]} lines for the log */
-function notable(before, after) {
-  const lines = [];
-  const trouble = after.link.trouble;
-  if (trouble && trouble.code !== before.link.trouble?.code) lines.push(sentence(trouble.reason));
-  if (!trouble && before.link.trouble) lines.push("The image can be read again.");
-  const keep = after.link.server?.keep;
-  if (keep?.whole && !before.link.server?.keep?.whole) {
-    lines.push("The machine has a whole copy of the image: this tab may be closed.");
-  }
-  if (keep?.problem && keep.problem !== before.link.server?.keep?.problem) {
-    lines.push(`The machine makes no copy: ${sentence(keep.problem)}`);
-  }
-  if (after.phase !== before.phase) lines.push(...phaseLine(before, after));
-  return lines;
-}
-
-/** @param {Attachment} before @param {Attachment} after @returns {string[]} one, or none */
-function phaseLine({ attachedAt }, { phase, link }) {
-  switch (phase) {
-    case "attached":
-      return [`${attached(attachedAt, link)}${place(link)}.`];
-    case "held":
-      return ["The connection was lost; connecting again."];
-    case "draining":
-      return ["Detaching; the device is still open on the machine."];
-    case "ended":
-      return [link.end === null ? "Ended." : `Ended: ${sentence(link.end.message)}`];
-    case "failed": {
-      const { headline, detail } = explain(link.error);
-      return [`${headline} ${detail}`];
-    }
-    default:
-      return [];
-  }
-}
-
-/** @param {number | null} attachedAt when this tab did so first @param {LinkDetail} link @returns {string} */
-function attached(attachedAt, { server }) {
-  if (server?.resumed === false && attachedAt !== null) {
-    return "The machine had given the disk up; attached anew";
-  }
-  return attachedAt === null && !server?.resumed ? "Attached" : "Connected again";
+/** @param {State} state @param {string} name @param {Eject | null} eject @returns {State} */
+function withEject(state, name, eject) {
+  if (eject === null && !state.ejects.has(name)) return state;
+  const ejects = new Map(state.ejects);
+  if (eject === null) ejects.delete(name);
+  else ejects.set(name, eject);
+  return { ...state, ejects };
 }
 
 /**
@@ -401,9 +340,9 @@ function attached(attachedAt, { server }) {
  * @returns {State}
  */
 function withEjectAnswer(state, { name, error, forcible }, at) {
-  if (error === "") return log({ ...state, eject: null }, `Ejected ${named(name)}.`, at);
+  if (error === "") return log(withEject(state, name, null), `Ejected ${named(name)}.`, at);
   const text = `Not ejected: ${sentence(error)}`;
-  return log({ ...state, eject: { name, waiting: false, error, forcible } }, text, at);
+  return log(withEject(state, name, { waiting: false, error, forcible }), text, at);
 }
 
 /** @param {State} state @param {string} text @param {number} at @returns {State} */

@@ -1,11 +1,13 @@
 // Shows the state on the page, and tells what people do there.
 
+import { ActivityCard } from "./activity-card.js";
 import { ConfigurationList, setText } from "./configurations.js";
 import { canPick, handleOf, pick } from "./files.js";
-import { bytes, count, duration, rate } from "./format.js";
+import { bytes, count, delay, duration, rate } from "./format.js";
+import { HistoryCard } from "./history-card.js";
 import { ImageCard } from "./image-card.js";
 import { isAtHand, offerAt } from "./resume.js";
-import { isActive, mayTakeOver } from "./state.js";
+import { attachmentOf, choiceOf, isActive, mayTakeOver, underWay } from "./state.js";
 import { notOneFile, offerText, paddingNote, progress, sentence, summary } from "./words.js";
 
 /** @typedef {import("./state.js").State} State */
@@ -47,6 +49,9 @@ export class View {
       handlers,
     );
     this.image = new ImageCard(find("facts"), handlers);
+    this.activity = new ActivityCard(find("activity"));
+    this.history = new HistoryCard(find("history"), find("history-note"));
+    this.bar = /** @type {HTMLProgressElement} */ (find("bar"));
     this.picker = canPick;
     /** @type {State["log"] | null} */
     this.logged = null;
@@ -59,18 +64,24 @@ export class View {
     return this.file.files?.[0] ?? null;
   }
 
-  /** @param {State} state @param {number} speed bytes a second @param {number} now milliseconds since 1970 */
-  render(state, speed, now) {
+  /**
+   * @param {State} state
+   * @param {import("./activity.js").Activity | null} activity of the chosen configuration
+   * @param {{wall: number, monotonic: number}} clocks milliseconds since 1970, and of nbd.js
+   */
+  render(state, activity, { wall: now, monotonic }) {
     const active = isActive(state);
     this.#renderLogin(state);
-    this.#renderAccount(state, active);
+    this.#renderAccount(state);
     this.#renderImage(state, active);
     this.image.render(state);
-    this.configurations.render(state, active, now);
+    this.configurations.render(state, now);
     this.#renderOffer(state, active, now);
     this.#renderButtons(active);
     this.#renderState(state);
-    this.#renderFigures(state, speed, now);
+    this.#renderFigures(attachmentOf(state), activity?.rate(monotonic) ?? 0, now);
+    this.activity.render(activity, active, monotonic);
+    this.history.render(state.history);
     if (this.logged !== state.log) this.#renderLog(state.log);
   }
 
@@ -150,7 +161,7 @@ export class View {
   }
 
   /** @param {State} state */
-  #renderLogin({ access, attachment }) {
+  #renderLogin({ access, attachments }) {
     const signedOut = access?.kind === "signed-out";
     const ways = signedOut ? access.ways : [];
     const appears = signedOut && find("login").hidden;
@@ -162,13 +173,15 @@ export class View {
     find("login-elsewhere").hidden = ways.length > 0;
     if (appears && ways.includes("password")) this.user.focus();
     // What is attached, or why it failed, stays in sight.
-    find("work").hidden = signedOut && attachment === null;
+    find("work").hidden = signedOut && attachments.size === 0;
     setText(find("login-problem"), signedOut ? sentence(access.message) : "");
     if (!signedOut) this.token.value = "";
   }
 
-  /** @param {State} state @param {boolean} active */
-  #renderAccount({ access }, active) {
+  /** @param {State} state */
+  #renderAccount(state) {
+    const { access } = state;
+    const active = underWay(state).length > 0;
     const open = access?.kind === "open";
     find("account").hidden = !open;
     if (!open) return;
@@ -180,7 +193,8 @@ export class View {
   }
 
   /** @param {State} state @param {boolean} active */
-  #renderImage({ image }, active) {
+  #renderImage(state, active) {
+    const { image } = choiceOf(state);
     this.file.disabled = active;
     this.drop.classList.toggle("chosen", image !== null);
     this.drop.classList.toggle("locked", active);
@@ -195,7 +209,7 @@ export class View {
     find("offer").hidden = offer === null;
     this.takeOver.hidden = !mayTakeOver(state);
     if (offer === null) return;
-    const ready = isAtHand(offer, state.image);
+    const ready = isAtHand(offer, choiceOf(state).image);
     setText(find("offer-text"), offerText(offer, ready, now));
     setText(this.resume, ready ? "Resume" : "Choose the same file");
   }
@@ -213,21 +227,28 @@ export class View {
 
   /** @param {State} state */
   #renderState(state) {
-    const { tone, headline, detail } = summary(state);
+    const attachment = attachmentOf(state);
+    const { tone, headline, detail } = summary(state, attachment, choiceOf(state).image);
+    const { text, done } = progress(attachment);
+    const several = state.configurations.length > 1 && state.chosen !== null;
+    setText(find("state-heading"), several ? `Configuration “${state.chosen}”` : "State");
     find("state").dataset.tone = tone;
     setText(find("headline"), headline);
     setText(find("detail"), detail);
-    setText(find("progress"), progress(state));
-    document.title = state.attachment === null ? "nbd-proxy" : `${headline} – nbd-proxy`;
+    setText(find("progress"), text);
+    this.bar.classList.toggle("invisible", done === null);
+    this.bar.value = done ?? 0;
+    document.title = attachment === null ? "nbd-proxy" : `${headline} – nbd-proxy`;
   }
 
-  /** @param {State} state @param {number} speed @param {number} now */
-  #renderFigures({ attachment }, speed, now) {
+  /** @param {import("./attachment.js").Attachment | null} attachment @param {number} speed @param {number} now */
+  #renderFigures(attachment, speed, now) {
     const over = attachment === null || attachment.overAt !== null;
     const begin = attachment?.attachedAt ?? null;
     setText(find("rate"), over ? NOTHING : rate(speed));
     setText(find("served"), attachment === null ? NOTHING : bytes(attachment.link.bytes));
     setText(find("requests"), attachment === null ? NOTHING : count(attachment.link.requests));
+    setText(find("round-trip"), delay(over ? null : attachment.link.roundTrip));
     setText(
       find("elapsed"),
       begin === null ? NOTHING : duration((attachment?.overAt ?? now) - begin),

@@ -2,6 +2,8 @@
 
 import { bytes, count, duration } from "./format.js";
 
+/** @typedef {import("./attachment.js").Attachment} Attachment */
+/** @typedef {import("./attachment.js").LinkDetail} LinkDetail */
 /** @typedef {{headline: string, detail: string}} Problem */
 /** @typedef {{tone: "idle" | "good" | "wait" | "bad", headline: string, detail: string}} Summary */
 
@@ -35,7 +37,10 @@ const ERRORS = {
     headline: "The machine does not speak NBD as it should.",
     hint: "If nbd-proxy was just upgraded, reload this page.",
   },
-  "not-allowed": { headline: "No access." },
+  "not-allowed": {
+    headline: "No access.",
+    hint: "Sign in again, or as somebody who may attach here.",
+  },
   "no-configuration": { headline: "No such configuration.", hint: "Choose another one." },
   busy: { headline: "In use.", hint: "See the list above, or choose another configuration." },
   "other-image": {
@@ -50,14 +55,30 @@ const ERRORS = {
     headline: "Too many connections.",
     hint: "Close other tabs that use this machine, wait a minute, then start again.",
   },
-  closed: { headline: "The machine closed the connection." },
+  closed: {
+    headline: "The machine closed the connection.",
+    hint: "Start again; if it does so once more, its log says why.",
+  },
 };
 
 const UNKNOWN = { headline: "Something went wrong.", hint: "Reload the page and try again." };
 
-/** @param {{code: string, reason: string} | null} error of nbd.js @returns {Problem} */
+/**
+ * What the server means by closing with a code that nbd.js has no word for.
+ * @type {Record<number, {headline: string, hint: string}>}
+ */
+const CLOSED = {
+  4400: { headline: "The image cannot be attached.", hint: "Choose another one." },
+  4500: {
+    headline: "The machine could not make a disk of it.",
+    hint: "On the machine, the server's log and “nbd-proxy check” say what is missing.",
+  },
+};
+
+/** @param {{code: string, reason: string, closeCode?: number | null} | null} error of nbd.js @returns {Problem} */
 export function explain(error) {
-  const { headline, hint = "" } = ERRORS[error?.code ?? ""] ?? UNKNOWN;
+  const { headline, hint = "" } =
+    CLOSED[error?.closeCode ?? 0] ?? ERRORS[error?.code ?? ""] ?? UNKNOWN;
   return { headline, detail: `${sentence(error?.reason ?? "")} ${hint}`.trim() };
 }
 
@@ -139,10 +160,18 @@ export function named(configuration) {
   return `configuration “${configuration}”`;
 }
 
-/** @param {import("./state.js").State} state @returns {Summary} */
-export function summary({ access, image, problem, attachment }) {
+/**
+ * @param {Pick<import("./state.js").State, "access" | "problem" | "configurations">} state
+ * @param {Attachment | null} attachment the chosen configuration's
+ * @param {File | null} image
+ * @returns {Summary}
+ */
+export function summary({ access, problem, configurations }, attachment, image) {
   if (problem !== null) return { tone: "bad", ...problem };
-  if (attachment !== null) return attached(attachment);
+  if (attachment !== null) {
+    const known = configurations.find(({ name }) => name === attachment.configuration);
+    return describe(attachment, known?.session?.draining_for ?? []);
+  }
   if (access?.kind === "unreachable")
     return { tone: "bad", ...explain({ code: "unreachable", reason: "" }) };
   if (image === null)
@@ -158,8 +187,8 @@ export function summary({ access, image, problem, attachment }) {
   };
 }
 
-/** @param {import("./state.js").Attachment} attachment @returns {Summary} */
-function attached(attachment) {
+/** @param {Attachment} attachment @param {string[]} users what keeps the device, while it drains @returns {Summary} */
+export function describe(attachment, users) {
   const { phase, image, link, configuration } = attachment;
   switch (phase) {
     case "connecting":
@@ -187,8 +216,7 @@ function attached(attachment) {
       return {
         tone: "wait",
         headline: "Detaching…",
-        detail:
-          "The device is still open on the machine. It goes when its last user there closes it.",
+        detail: draining(users),
       };
     case "stopping":
       return { tone: "wait", headline: "Stopping…", detail: "The machine detaches the disk." };
@@ -196,14 +224,20 @@ function attached(attachment) {
       return {
         tone: "idle",
         headline: "Ended.",
-        detail: sentence(link.end?.message ?? `“${image}” is no longer attached`),
+        detail: `${sentence(link.end?.message ?? `“${image}” is no longer attached`)} Start attaches it again.`,
       };
     case "failed":
       return failed(attachment);
   }
 }
 
-/** @param {import("./state.js").Attachment} attachment @returns {Summary} */
+/** @param {string[]} users what has to end first, where the server knows it @returns {string} */
+function draining(users) {
+  const end = "The disk goes when its last user on the machine closes it";
+  return users.length === 0 ? `${end}.` : `${end}. It waits for ${users.join(", ")}.`;
+}
+
+/** @param {Attachment} attachment @returns {Summary} */
 function failed({ image, link }) {
   if (link.server?.keep?.whole && link.error?.code === "lost") {
     const detail = `The machine has a whole copy of “${image}” and goes on without this tab.`;
@@ -212,25 +246,31 @@ function failed({ image, link }) {
   return { tone: "bad", ...explain(link.error) };
 }
 
-/** @param {import("./state.js").LinkDetail} link that is lost @returns {string} */
-function held({ server }) {
+/** @param {LinkDetail} link that is lost @returns {string} */
+function held({ server, held }) {
+  const why = sentence(held?.reason ?? "The connection was lost");
   return server?.keep?.whole
-    ? "The connection was lost. The machine goes on with its copy."
-    : "The connection was lost. The machine keeps the disk and waits: leave this tab open.";
+    ? `${why} The machine goes on with its copy.`
+    : `${why} The machine keeps the disk and waits: leave this tab open, and check the network.`;
 }
 
 /**
  * What moves while all else stays: apart from the summary, because that is read out at each change.
- * @param {import("./state.js").State} state
- * @returns {string}
+ * @param {Attachment | null} attachment
+ * @returns {{text: string, done: number | null}} `done` from 0 to 1, where a bar shows it
  */
-export function progress({ attachment }) {
+export function progress(attachment) {
   const { phase, link } = attachment ?? {};
   const keep = link?.server?.keep ?? null;
   if (phase === "held" && link?.held && !keep?.whole) {
-    return `Reconnecting: ${duration(link.held.secondsLeft * 1000)} left before the machine gives the disk up.`;
+    const { secondsLeft } = link.held;
+    const text = `Reconnecting: ${duration(secondsLeft * 1000)} left before the machine gives the disk up.`;
+    return { text, done: Math.min(1, secondsLeft / (link.server?.hold || 300)) };
   }
-  return phase === "attached" && keep !== null && !keep.whole && !keep.problem ? copied(keep) : "";
+  if (phase !== "attached" || keep === null || keep.whole || keep.problem) {
+    return { text: "", done: null };
+  }
+  return { text: copied(keep), done: keep.size > 0 ? keep.bytes / keep.size : 0 };
 }
 
 /** @param {import("../nbd/nbd.js").Keep} keep that is not whole @returns {string} */
@@ -253,7 +293,7 @@ function serving(image, keep) {
   return `${reads} It makes a copy: leave this tab open until that is whole.`;
 }
 
-/** @param {import("./state.js").LinkDetail} link @returns {string} what the machine calls the disk, where it tells */
+/** @param {LinkDetail} link @returns {string} what the machine calls the disk, where it tells */
 export function place({ server }) {
   return server?.device ? ` as ${server.device}` : "";
 }
@@ -265,11 +305,10 @@ export function place({ server }) {
  * @returns {string} what a configuration is used for
  */
 export function usage(session, ours, now = Date.now()) {
-  if (ours) return "Used by this tab";
-  if (session === null) return "Free";
+  if (session === null) return ours ? "Used by this tab" : "Free";
   const image = session.image === null ? "an image" : `“${session.image.name}”`;
   const device = session.device === null ? "" : ` as ${session.device}`;
-  const by = ` by ${session.user} from ${session.from}`;
+  const by = ours ? " from this tab" : ` by ${session.user} from ${session.from}`;
   switch (session.state) {
     case "attaching":
       return `Attaching ${image}${by}`;
@@ -278,8 +317,13 @@ export function usage(session, ours, now = Date.now()) {
     case "held":
       return `${image}${device}, lost its connection; kept ${left(session, now)}`;
     case "draining":
-      return `${image}${device} is being detached; still open on the machine`;
+      return `${image}${device} is being detached; ${stillUsed(session.draining_for ?? [])}`;
   }
+}
+
+/** @param {string[]} users @returns {string} */
+function stillUsed(users) {
+  return users.length === 0 ? "still open on the machine" : `waits for ${users.join(", ")}`;
 }
 
 /** @param {import("./api.js").Session} session that is held @param {number} now @returns {string} */

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { difference, infoOf, isAtHand, offerAt } from "../app/resume.js";
-import { initial, isActive, isNeeded, mayTakeOver, reduce } from "../app/state.js";
+import { attachmentOf, initial, isActive, isNeeded, mayTakeOver, reduce } from "../app/state.js";
 import { offerText, progress, summary } from "../app/words.js";
 
 /** @typedef {import("../app/api.js").Session} Session */
@@ -58,10 +58,10 @@ const MEMOS = { type: "memos", memos: [MEMO] };
 /** @type {Event} */
 const CHOSEN = { type: "image", image: FILE };
 
-/** @param {any} detail @returns {Event} */
-function link(detail) {
+/** @param {any} detail @param {string} [configuration] @returns {Event} */
+function link(detail, configuration = "0") {
   const rest = { bytes: 0, requests: 0, server: null, end: null, trouble: null, error: null };
-  return { type: "link", detail: { phase: "serving", ...rest, ...detail } };
+  return { type: "link", configuration, detail: { phase: "serving", ...rest, ...detail } };
 }
 
 /** @param {...Event} events one a second @returns {State} */
@@ -98,7 +98,7 @@ test("nothing is offered for another image, a session that is served, or nobody'
 
 test("what is over is forgotten: by the server's word, or by an end in order", () => {
   assert.deepEqual(after(OPEN, MEMOS, configuration("lab", null)).memos, []);
-  const served = after(OPEN, MEMOS, CHOSEN, { type: "start" }, link({ phase: "ended" }));
+  const served = after(OPEN, MEMOS, CHOSEN, { type: "start" }, link({ phase: "ended" }, "lab"));
   assert.deepEqual(served.memos, []);
   const error = { code: "lost", reason: "" };
   const failed = after(OPEN, MEMOS, CHOSEN, { type: "start" }, link({ phase: "ended", error }));
@@ -129,7 +129,7 @@ test("another image than the one waited for is named, and does not start", () =>
   const another = new File(["disc"], "x.iso", { lastModified: 2000 });
   const state = after(OPEN, MEMOS, { type: "image", image: another }, { type: "start" });
   assert.equal(state.problem?.headline, "Not the same image.");
-  assert.equal(state.attachment, null);
+  assert.equal(attachmentOf(state), null);
   const elsewhere = reduce(state, { type: "choose", name: "0" }, 9);
   assert.equal(elsewhere.problem, null);
   assert.ok(isActive(reduce(elsewhere, { type: "start" }, 9)));
@@ -177,22 +177,25 @@ test("the tab is needed until the copy is whole, and the page says so", () => {
     );
   const copying = served(keep);
   assert.ok(isNeeded(copying));
-  assert.equal(progress(copying), "Copied to the machine: 25% (50 bytes of 200 bytes, 1:10 left).");
+  assert.equal(
+    progress(attachmentOf(copying)).text,
+    "Copied to the machine: 25% (50 bytes of 200 bytes, 1:10 left).",
+  );
   const whole = served({ ...keep, whole: true });
   assert.equal(isNeeded(whole), false);
   assert.ok(isActive(whole));
-  assert.match(summary(whole).detail, /this tab may be closed/);
+  assert.match(summary(whole, attachmentOf(whole), null).detail, /this tab may be closed/);
   assert.match(whole.log.map(({ text }) => text).join("\n"), /this tab may be closed/);
   const failed = served({ ...keep, problem: "the disk is full" });
-  assert.equal(progress(failed), "");
+  assert.equal(progress(attachmentOf(failed)).text, "");
   assert.match(failed.log.map(({ text }) => text).join("\n"), /The disk is full\./);
 });
 
 test("reconnecting shows the time that is left", () => {
   const held = { secondsLeft: 83, reason: "lost" };
   const state = after(OPEN, CHOSEN, { type: "start" }, link({}), link({ phase: "held", held }));
-  assert.equal(summary(state).headline, "Reconnecting…");
-  assert.match(progress(state), /^Reconnecting: 1:23 left/);
+  assert.equal(summary(state, attachmentOf(state), null).headline, "Reconnecting…");
+  assert.match(progress(attachmentOf(state)).text, /^Reconnecting: 1:23 left/);
 });
 
 test("a disk that the machine had given up is not called connected again", () => {

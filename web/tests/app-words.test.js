@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
+import { NO_CHOICE } from "../app/attachment.js";
 import { initial } from "../app/state.js";
 import { explain, paddingNote, sentence, summary, usage } from "../app/words.js";
 
@@ -55,11 +56,11 @@ test("only sizes that are no multiple of 512 are remarked upon", () => {
 });
 
 test("the summary begins with what there is to do", () => {
-  assert.equal(summary(initial()).detail, "Choose an image first.");
-  const chosen = { ...initial(), image: new File(["x"], "x.iso") };
-  assert.equal(summary(chosen).headline, "Ready.");
+  assert.equal(summary(initial(), null, null).detail, "Choose an image first.");
+  const image = new File(["x"], "x.iso");
+  assert.equal(summary(initial(), null, image).headline, "Ready.");
   const problem = { headline: "No image is chosen.", detail: "" };
-  assert.equal(summary({ ...initial(), problem }).tone, "bad");
+  assert.equal(summary({ ...initial(), problem }, null, null).tone, "bad");
 });
 
 test("every phase has words and a tone", () => {
@@ -72,7 +73,14 @@ test("every phase has words and a tone", () => {
     trouble: null,
     error: null,
   };
-  const attachment = { configuration: "0", image: "x.iso", link, attachedAt: null, overAt: null };
+  const attachment = {
+    configuration: "0",
+    choice: NO_CHOICE,
+    image: "x.iso",
+    link,
+    attachedAt: null,
+    overAt: null,
+  };
   const phases = /** @type {const} */ ([
     "connecting",
     "attaching",
@@ -83,9 +91,7 @@ test("every phase has words and a tone", () => {
     "ended",
     "failed",
   ]);
-  const summaries = phases.map((phase) =>
-    summary({ ...initial(), attachment: { ...attachment, phase } }),
-  );
+  const summaries = phases.map((phase) => summary(initial(), { ...attachment, phase }, null));
   assert.deepEqual(
     summaries.map(({ tone }) => tone),
     ["wait", "wait", "good", "wait", "wait", "wait", "idle", "bad"],
@@ -108,7 +114,14 @@ test("a configuration's use names image, device and user", () => {
     seconds_left: null,
   };
   assert.equal(usage(null, false), "Free");
-  assert.equal(usage(session, true), "Used by this tab");
+  assert.equal(usage(null, true), "Used by this tab");
+  assert.equal(usage(session, true), "“x.iso” as /dev/nbd0 from this tab");
+  const draining = { ...session, state: /** @type {const} */ ("draining") };
+  assert.match(usage(draining, false), /still open on the machine$/);
+  assert.match(
+    usage({ ...draining, draining_for: ["mount /mnt"] }, false),
+    /waits for mount \/mnt$/,
+  );
   assert.equal(usage(session, false), "“x.iso” as /dev/nbd0 by local from 10.0.0.7:5000");
   assert.match(
     usage({ ...session, state: "held", seconds_left: 287 }, false),
