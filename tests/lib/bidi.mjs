@@ -24,13 +24,15 @@ const PREFERENCES = {
 };
 
 /**
- * @param {{profile?: string}} [options] a profile that outlives the browser
+ * @param {{profile?: string, dark?: boolean}} [options] a profile that outlives the browser; whether pages are to be dark
  * @returns {Promise<Browser>}
  */
 export async function firefox(options = {}) {
   const kept = options.profile !== undefined;
   const profile = options.profile ?? (await mkdtemp(join(tmpdir(), "nbd-proxy-firefox-")));
-  const lines = Object.entries(PREFERENCES).map(
+  // 0 is dark, 1 is light.
+  const scheme = { "layout.css.prefers-color-scheme.content-override": options.dark ? 0 : 1 };
+  const lines = Object.entries({ ...PREFERENCES, ...scheme }).map(
     (entry) => `user_pref(${entry.map((v) => JSON.stringify(v)).join()});\n`,
   );
   await writeFile(join(profile, "user.js"), lines.join(""));
@@ -154,6 +156,26 @@ class Tab {
     ];
     const sources = [{ type: "pointer", id: "mouse", actions }];
     await this.browser.send("input.performActions", { context, actions: sources });
+  }
+
+  /**
+   * WebDriver has code points for keys without a character.
+   *
+   * @param {string} key
+   * @param {string} [held] another one, meanwhile
+   */
+  async press(key, held = "") {
+    const down = [...held, key].map((value) => ({ type: "keyDown", value }));
+    const up = [key, ...held].map((value) => ({ type: "keyUp", value }));
+    const actions = [...down, ...up];
+    const sources = [{ type: "key", id: "keyboard", actions }];
+    await this.browser.send("input.performActions", { context: this.context, actions: sources });
+  }
+
+  /** @param {number} width @param {number} height in CSS pixels */
+  async resize(width, height) {
+    const viewport = { width, height };
+    await this.browser.send("browsingContext.setViewport", { context: this.context, viewport });
   }
 
   async close() {

@@ -12,7 +12,7 @@ import { atEnd, waitFor } from "./process.mjs";
  *
  * @param {import("node:test").TestContext} t
  * @param {keyof typeof BROWSERS} name
- * @param {{profile?: string}} [options]
+ * @param {{profile?: string, dark?: boolean}} [options]
  */
 export async function browser(t, name, options) {
   const started = await BROWSERS[name](options);

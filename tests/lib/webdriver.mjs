@@ -24,13 +24,14 @@ export const INSECURE_NAME = "insecure.test";
 const MINI_BROWSER = "/usr/lib/x86_64-linux-gnu/webkit2gtk-4.1/MiniBrowser";
 
 /**
- * @param {{profile?: string}} [options] a profile that outlives the browser
+ * @param {{profile?: string, dark?: boolean}} [options] a profile that outlives the browser; whether pages are to be dark
  * @returns {Promise<Browser>}
  */
-export async function chromium({ profile: kept } = {}) {
+export async function chromium({ profile: kept, dark = false } = {}) {
   const profile = kept ?? (await mkdtemp(join(tmpdir(), "nbd-proxy-chromium-")));
   const resolve = `--host-resolver-rules=MAP ${INSECURE_NAME} 127.0.0.1`;
-  const args = [...CHROMIUM_ARGUMENTS, resolve, `--user-data-dir=${profile}`];
+  const scheme = `--blink-settings=preferredColorScheme=${dark ? 0 : 1}`;
+  const args = [...CHROMIUM_ARGUMENTS, resolve, scheme, `--user-data-dir=${profile}`];
   const capabilities = {
     acceptInsecureCerts: true,
     "goog:chromeOptions": { binary: "/usr/bin/chromium", args },
@@ -191,6 +192,27 @@ class Tab {
   /** @param {string} selector */
   async click(selector) {
     await this.#onElement(selector, "click", {});
+  }
+
+  /**
+   * WebDriver has code points for keys without a character.
+   *
+   * @param {string} key
+   * @param {string} [held] another one, meanwhile
+   */
+  async press(key, held = "") {
+    const down = [...held, key].map((value) => ({ type: "keyDown", value }));
+    const up = [key, ...held].map((value) => ({ type: "keyUp", value }));
+    const actions = [...down, ...up];
+    const body = { actions: [{ type: "key", id: "keyboard", actions }] };
+    await this.browser.within(this.handle, (send) => send("POST", "/actions", body));
+  }
+
+  /** Chromium alone. @param {number} width @param {number} height in CSS pixels */
+  async resize(width, height) {
+    const params = { width, height, deviceScaleFactor: 1, mobile: false };
+    const body = { cmd: "Emulation.setDeviceMetricsOverride", params };
+    await this.browser.within(this.handle, (send) => send("POST", "/goog/cdp/execute", body));
   }
 
   async close() {

@@ -59,7 +59,7 @@ export function remarks(findings, image, media) {
   if (findings.kind === "unknown") {
     found.push(note("The machine gets it as it is. Check that it is a disk image."));
   }
-  return found;
+  return found.length > 0 ? found : [note("Nothing stands against it.")];
 }
 
 /** @param {number} end @param {number} size @returns {string} */
