@@ -169,6 +169,36 @@ test("two configurations of one server are two disks", async (t) => {
   }
 });
 
+test("one page serves two images at once, and ejects one of them", async (t) => {
+  const server = await serve(t, {
+    left: { device: "unix:", default: true },
+    right: { device: "unix:" },
+  });
+  const tab = await openPage(t, "chromium", server);
+  for (const [index, name] of ["left", "right"].entries()) {
+    await tab.click(`input[type=radio][value=${name}]`);
+    await tab.choose("#file", await noise(join(server.folder, name), (index + 1) << 20));
+    await tab.click("#go");
+    await server.attached(name);
+  }
+  for (const name of ["left", "right"]) {
+    const uri = `nbd+unix:///?socket=${(await server.session(name)).device}`;
+    const image = join(server.folder, name);
+    await output("qemu-img", ["compare", "-f", "raw", "-F", "raw", image, uri]);
+  }
+  await tab.click("#configurations li:first-child > button");
+  await server.detached("left");
+  assert.equal((await server.session("right")).state, "attached");
+  await waitFor("the history", () =>
+    tab.evaluate(`/left.*ejected/i.test(document.getElementById("history").textContent)`),
+  );
+  await tab.click("input[value=left]");
+  await waitUntilSaid(tab, /Ended\./);
+  await tab.click("input[value=right]");
+  await tab.click("#stop");
+  await server.detached("right");
+});
+
 test("an unknown configuration closes the link with 4404 and a reason", async (t) => {
   const server = await serve(t, SOCKET);
   const tab = await openPage(t, "chromium", server);
