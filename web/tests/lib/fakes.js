@@ -185,10 +185,14 @@ export class FakeWebSocket {
 }
 
 /**
+ * Waits for what happens without a timer, and fails where it never does. The clock of a test may stand still: this is another one.
+ *
  * @param {() => boolean} condition
  */
 export async function until(condition) {
+  const deadline = performance.now() + 30_000;
   while (!condition()) {
+    if (performance.now() > deadline) throw new Error(`never true: ${condition}`);
     await new Promise((resolve) => setImmediate(resolve));
   }
 }
