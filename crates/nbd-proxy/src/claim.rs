@@ -2,6 +2,8 @@
 
 #[cfg(feature = "serve")]
 mod orphans;
+#[cfg(feature = "serve")]
+mod places;
 
 use std::{
     fs::{self, File},
@@ -27,6 +29,8 @@ use crate::{
 
 #[cfg(feature = "serve")]
 pub(crate) use orphans::clean_up_orphans;
+#[cfg(feature = "serve")]
+pub(crate) use places::clean_up_elsewhere;
 
 /// How long a predecessor that is about to end is waited for: a page that is reloaded connects anew before its old
 /// proxy is gone.
@@ -100,8 +104,11 @@ impl Claim {
         runtime_dir: &Path,
     ) -> Result<Self, ClaimError> {
         let name = &configuration.name;
+        let lock = lock(name, &paths::runtime_file(runtime_dir, name, "lock")).await?;
+        #[cfg(feature = "serve")]
+        places::note(configuration, runtime_dir)?;
         Ok(Self {
-            _lock: lock(name, &paths::runtime_file(runtime_dir, name, "lock")).await?,
+            _lock: lock,
             record: paths::runtime_file(runtime_dir, name, "state"),
         })
     }

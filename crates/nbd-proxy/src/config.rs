@@ -2,6 +2,7 @@
 
 mod access;
 mod audit;
+mod duplicates;
 mod keep;
 mod lenient;
 mod limits;
@@ -144,6 +145,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const HOLD: Duration = Duration::from_secs(300);
 const SILENCE: Duration = Duration::from_secs(15);
 const HOOK_TIMEOUT: Duration = Duration::from_secs(30);
+/// `R/control.sock` is where the server itself is asked.
+const CONTROL: &str = "control";
 const STATE_HOOK: &str = "/etc/nbd-proxy/state";
 /// The smallest and the largest request that a configuration may ask for. 32 MiB is what servers take unless they
 /// say otherwise (proto.md, "Block size constraints").
@@ -172,11 +175,20 @@ impl Config {
             Strictness::Strict => text,
             Strictness::Lenient => lenient::to_json(&text),
         };
-        let value: Value = serde_json::from_str(&text).map_err(|source| ConfigError::Syntax {
+        let parsed = duplicates::parse(&text).map_err(|source| ConfigError::Syntax {
             path: path.to_path_buf(),
             source,
         })?;
+        let (value, twice) = parsed;
         let mut reader = Reader::new(strictness);
+        for key in twice {
+            reader
+                .forgive(format!("\"{key}\" stands twice; keep one"))
+                .map_err(|message| ConfigError::Meaning {
+                    path: path.to_path_buf(),
+                    message,
+                })?;
+        }
         let config = Self::read(&value, &mut reader).map_err(|message| ConfigError::Meaning {
             path: path.to_path_buf(),
             message,
@@ -337,9 +349,23 @@ impl Configuration {
             hook_timeout: section.seconds("hook-timeout")?.unwrap_or(HOOK_TIMEOUT),
             allow: Allow::read(&mut section)?,
         };
+        check_socket(name, &configuration.device)
+            .map_err(|message| section.about("device", &message))?;
         section.finish()?;
         Ok(configuration)
     }
+}
+
+/// In R there is one socket already that is not a device.
+fn check_socket(name: &str, device: &DeviceSpec) -> Result<(), String> {
+    let in_runtime_dir = matches!(device, DeviceSpec::Unix { path: None } | DeviceSpec::Auto);
+    if in_runtime_dir && name == CONTROL {
+        return Err(format!(
+            "is {device}, whose socket would be that of nbd-proxy status and eject; give it a place of its own, \
+             unix:PATH, or the configuration another name"
+        ));
+    }
+    Ok(())
 }
 
 fn read_device(section: &mut Section<'_, '_>) -> Result<DeviceSpec, String> {

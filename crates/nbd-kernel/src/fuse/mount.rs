@@ -2,8 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -12,11 +11,10 @@ use std::process::{Child, Command, Stdio};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::mount::{MountFlags, UnmountFlags};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::MOUNT_TYPE;
 use crate::error::{Doing, Result};
-use crate::mounts;
+use crate::{descriptors, mounts};
 
 const SUBTYPE: &str = "nbd-proxy";
 /// The least number of a connection's descriptor. A killed process releases its files from the highest number down
@@ -145,7 +143,8 @@ fn mount_by_helper(options: &MountOptions<'_>) -> Result<OwnedFd> {
         .spawn()
         .doing("run fusermount3 (Debian's package fuse3)")?;
     drop(theirs);
-    let device = receive_descriptor(&ours);
+    // One message with one byte, or none.
+    let device = descriptors::receive(&ours, &mut [0]).map(|received| received.descriptor);
     let complaint = finish(child)?;
     let device = match device {
         Ok(Some(device)) => device,
@@ -177,24 +176,4 @@ fn unmount_by_helper(mount_point: &Path) -> Result<()> {
 fn finish(child: Child) -> Result<String> {
     let output = child.wait_with_output().doing("wait for fusermount3")?;
     Ok(String::from_utf8_lossy(&output.stderr).trim().to_owned())
-}
-
-/// The descriptor in the one message of the helper; `None` when it closed the socket without one.
-fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
-    let mut byte = [0];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    rustix::io::retry_on_intr(|| {
-        recvmsg(
-            socket,
-            &mut [IoSliceMut::new(&mut byte)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-    })?;
-    let descriptor = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    Ok(descriptor)
 }

@@ -28,6 +28,17 @@ impl Reader {
         self.strictness
     }
 
+    /// Notes what is wrong, where that is forgiven.
+    pub(super) fn forgive(&mut self, message: String) -> Result<(), String> {
+        match self.strictness {
+            Strictness::Strict => Err(message),
+            Strictness::Lenient => {
+                self.warnings.push(message);
+                Ok(())
+            }
+        }
+    }
+
     pub(super) fn into_warnings(self) -> Vec<String> {
         self.warnings
     }

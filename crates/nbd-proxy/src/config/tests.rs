@@ -345,3 +345,31 @@ fn the_state_directory_is_an_absolute_path() {
     let error = message(&with("state"), Strictness::Strict);
     assert!(error.contains("absolute"), "{error}");
 }
+
+#[test]
+fn what_stands_twice_is_refused_by_serve_and_warned_of_where_the_prototype_took_it() {
+    let text = r#"{"configurations": {"0": {"nbd-device": "/dev/nbd0"}, "0": {"nbd-device": "/dev/nbd1"}}}"#;
+    let refusal = load(text, Strictness::Strict).unwrap_err().to_string();
+    assert!(
+        refusal.contains("\"configurations.0\" stands twice"),
+        "{refusal}"
+    );
+    let (config, warnings) = load(text, Strictness::Lenient).unwrap();
+    let device = &config.configurations[0].device;
+    assert_eq!(*device, DeviceSpec::Kernel { index: Some(1) });
+    assert!(warnings[0].contains("stands twice"), "{warnings:?}");
+}
+
+#[test]
+fn a_configuration_cannot_have_the_socket_of_the_server_itself() {
+    for device in ["unix:", "auto"] {
+        let text = format!(r#"{{"configurations": {{"control": {{"device": "{device}"}}}}}}"#);
+        let refusal = load(&text, Strictness::Strict).unwrap_err().to_string();
+        assert!(
+            refusal.contains("configurations.control.device") && refusal.contains("unix:PATH"),
+            "{refusal}"
+        );
+    }
+    let elsewhere = r#"{"configurations": {"control": {"device": "unix:/tmp/control.sock"}}}"#;
+    assert!(load(elsewhere, Strictness::Strict).is_ok());
+}

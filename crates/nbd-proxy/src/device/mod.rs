@@ -71,6 +71,14 @@ pub(crate) enum DeviceSpec {
     Auto,
 }
 
+/// Removes the socket of a killed process at `path`, if it is one of our user's and nobody listens on it; says what was
+/// removed.
+#[cfg(feature = "serve")]
+pub(crate) fn remove_dead_socket(path: &Path) -> Result<Vec<String>, DeviceError> {
+    // Whatever the name, the path is given.
+    socket::recover(Some(path), "", Path::new(""))
+}
+
 impl DeviceSpec {
     /// Whether what it needs of the configuration is there, as far as that is known before it is attached.
     #[cfg(feature = "serve")]

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use nbd_kernel::descriptors;
 use rustix::process::DumpableBehavior;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, BufReader, Interest},
@@ -107,7 +108,7 @@ pub(crate) async fn run(config: Option<PathBuf>) -> anyhow::Result<ExitCode> {
 fn accept(calls: &mpsc::Sender<net::UnixStream>) {
     let stdin = io::stdin();
     loop {
-        match protocol::receive_some(stdin.as_fd(), &mut [0; 16]) {
+        match descriptors::receive(stdin.as_fd(), &mut [0; 16]) {
             Ok(received) if received.length > 0 => {
                 let Some(call) = received.descriptor else {
                     continue;

@@ -5,19 +5,14 @@
 //! is no longer wanted.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
-    mem::MaybeUninit,
+    io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
 };
 
-use nbd_kernel::Error;
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
+use nbd_kernel::{Error, descriptors};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Outcome, Request};
@@ -154,58 +149,10 @@ pub(super) fn send(
     mut descriptor: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
     while !bytes.is_empty() {
-        let sent = send_some(socket.as_fd(), bytes, descriptor.take())?;
+        let sent = descriptors::send(socket.as_fd(), bytes, descriptor.take())?;
         bytes = &bytes[sent..];
     }
     Ok(())
-}
-
-fn send_some(
-    socket: BorrowedFd<'_>,
-    bytes: &[u8],
-    descriptor: Option<BorrowedFd<'_>>,
-) -> io::Result<usize> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = descriptor.as_slice();
-    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::other("no room for a descriptor"));
-    }
-    let slices = [IoSlice::new(bytes)];
-    let sent =
-        rustix::io::retry_on_intr(|| sendmsg(socket, &slices, &mut control, SendFlags::NOSIGNAL))?;
-    Ok(sent)
-}
-
-/// What one read of a socket brought.
-pub(super) struct Received {
-    /// How many bytes; none at the end.
-    pub(super) length: usize,
-    /// What came with them.
-    pub(super) descriptor: Option<OwnedFd>,
-}
-
-/// Reads once.
-pub(super) fn receive_some(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<Received> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut slices = [IoSliceMut::new(bytes)];
-    let message = rustix::io::retry_on_intr(|| {
-        recvmsg(
-            socket.as_fd(),
-            &mut slices,
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-    })?;
-    let descriptor = control.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    Ok(Received {
-        length: message.bytes,
-        descriptor,
-    })
 }
 
 /// Waits for the answer to a call.
@@ -213,7 +160,7 @@ pub(super) fn receive_answer(socket: &UnixStream) -> io::Result<(Answer, Option<
     let (mut line, mut descriptor) = (Vec::new(), None);
     let mut chunk = [0; CHUNK];
     while line.last() != Some(&b'\n') {
-        let received = receive_some(socket, &mut chunk)?;
+        let received = descriptors::receive(socket, &mut chunk)?;
         if received.length == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

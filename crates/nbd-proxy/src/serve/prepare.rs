@@ -11,6 +11,7 @@ use anyhow::Context as _;
 
 use super::{listen, service};
 use crate::{
+    claim,
     cli::ServeArgs,
     config::{Config, ConfigError, Strictness},
     control, paths,
@@ -63,6 +64,7 @@ impl Prepared {
     /// Starts the helper, and gives up what the server does not need. Whatever the process starts from then on, threads
     /// above all, has no more; so this comes before the runtime.
     pub(crate) fn give_up_power(&self) -> anyhow::Result<()> {
+        claim::clean_up_elsewhere(&self.config, &self.runtime_dir);
         let helper = Helper::start(self.args.config.as_deref())?;
         load_drivers(&self.config);
         let mut needs = Needs::of(&self.config, &self.addresses);

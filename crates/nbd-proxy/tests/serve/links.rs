@@ -297,7 +297,7 @@ async fn a_link_whose_peer_is_silent_is_lost_and_its_ghost_locks_nobody_out() {
 
 #[tokio::test]
 async fn too_many_links_are_refused_with_4429() {
-    let server = Server::start();
+    let server = Server::with("\"hold\": 60", r#""limits": {"links-per-user": 256}"#);
     let mut lingering = Vec::new();
     // None of them answers the server's close frame, so each stays a while.
     let (code, reason) = loop {
