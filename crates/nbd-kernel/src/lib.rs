@@ -6,6 +6,7 @@
 //! - [`block`]: what sysfs tells of a disk, and its queue's knobs.
 //! - [`users`]: who uses a device.
 //! - [`mounts`], [`module`], [`descriptors`]: mount tables, kernel modules, what a new program inherits.
+//! - [`memory`]: how the allocator keeps what was freed.
 //!
 //! Calls here block. Those that wait for whoever serves the device (attaching a loop device, opening one) say so;
 //! a server must make them on another thread than the one that answers.
@@ -15,6 +16,7 @@ pub mod descriptors;
 mod error;
 pub mod fuse;
 pub mod loopdev;
+pub mod memory;
 pub mod module;
 pub mod mounts;
 pub mod nbd;

@@ -60,7 +60,15 @@ use std::{future::Future, io::Write, path::Path, process::ExitCode};
 
 use cli::Action;
 use config::{Config, Strictness};
+use nbd_kernel::memory::keep_freed;
 use tokio::runtime::{Builder, Runtime};
+
+/// How much freed memory stays for what comes next, in bytes: about what is on its way at a time.
+const KEPT_BY_FILTER: usize = 256 << 10;
+#[cfg(feature = "serve")]
+const KEPT_BY_SERVER: usize = 4 << 20;
+#[cfg(feature = "serve")]
+const KEPT_BY_SHARE: usize = 16 << 20;
 
 /// Runs the program with the arguments of this process.
 pub fn main() -> ExitCode {
@@ -99,6 +107,7 @@ fn run(action: Action) -> anyhow::Result<ExitCode> {
             configuration,
         } => {
             report::enable_syslog();
+            keep_freed(KEPT_BY_FILTER);
             // One thread suffices for one link and one device, and leaves a BMC's few cores alone.
             finish(
                 Builder::new_current_thread(),
@@ -111,6 +120,7 @@ fn run(action: Action) -> anyhow::Result<ExitCode> {
         Action::Check(args) => finish(Builder::new_current_thread(), check::run(args)),
         #[cfg(feature = "serve")]
         Action::Serve(args) => {
+            keep_freed(KEPT_BY_SERVER);
             let prepared = serve::prepare(args)?;
             // For the fuzzer the program is a part of another one.
             if !cfg!(feature = "fuzzing") {
@@ -124,7 +134,10 @@ fn run(action: Action) -> anyhow::Result<ExitCode> {
             privileged::helper::run(args.config),
         ),
         #[cfg(feature = "serve")]
-        Action::Share(args) => finish(Builder::new_current_thread(), share::run(args)),
+        Action::Share(args) => {
+            keep_freed(KEPT_BY_SHARE);
+            finish(Builder::new_current_thread(), share::run(args))
+        }
         #[cfg(feature = "serve")]
         Action::Status(args) => finish(Builder::new_current_thread(), status::run(args)),
         #[cfg(feature = "serve")]

@@ -27,6 +27,9 @@ use crate::{
 const READERS: usize = 8;
 /// How many bytes of the image we hold at once, unless one request alone is longer.
 const BUDGET: u64 = 64 << 20;
+/// With so many bytes to be sent no more are read: what is sent soon after it was read is still in the processor's cache,
+/// and its memory soon free for what is read next.
+const ENOUGH: usize = 1 << 20;
 /// How many requests may wait.
 const WAITING: usize = 4096;
 /// How long a server may be silent: it sends a beat every 5 s.
@@ -295,9 +298,10 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Begins what was asked for as far as memory allows.
+    /// Begins what was asked for as far as there is room.
     fn start_waiting(&mut self) {
         while self.running.len() < READERS
+            && self.socket.queued() < ENOUGH
             && let Some((_, command)) = self.waiting.front()
         {
             let length = if matches!(command, Command::Read { .. }) {

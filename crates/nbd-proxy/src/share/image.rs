@@ -24,8 +24,8 @@ const MAXIMUM_REQUEST: u32 = 32 << 20;
 /// The longest piece of an answer, bytes. Each is a message of its own, so that the machine has the first of them while
 /// the last are still on a slow line.
 const PIECE: usize = 256 << 10;
-/// A read is short up to this length, bytes.
-const SHORT: usize = 64 << 10;
+/// Longer reads than this are left to a thread, bytes: a server asks for as much at a time.
+const AT_ONCE: u32 = 4 << 20;
 /// The most extents in one answer: a client asks again for the rest.
 const EXTENTS: usize = 1024;
 /// The file system that is memory itself, and knows no `RWF_NOWAIT` (linux/magic.h, `TMPFS_MAGIC`).
@@ -140,11 +140,9 @@ impl Image {
     }
 
     fn read(&self, offset: u64, length: u32) -> Result<Payload, Failure> {
-        let end = offset + u64::from(length);
         let mut data = Payload::new();
-        for at in (offset..end).step_by(PIECE) {
-            let left = usize::try_from(end - at).unwrap_or(PIECE);
-            let mut piece = vec![0; left.min(PIECE)];
+        for (at, length) in pieces(offset, length) {
+            let mut piece = vec![0; length];
             self.file
                 .read_exact_at(&mut piece, at)
                 .map_err(|error| match error.kind() {
@@ -163,18 +161,27 @@ impl Image {
         }
     }
 
-    /// Answers a short READ without blocking, if the kernel has the bytes in memory: a thread takes longer to wake than
-    /// to copy them. None: [`Self::carry_out`] knows more.
+    /// Answers a READ without blocking, if the kernel has the bytes in memory: to wake a thread and be woken by it costs
+    /// more than to copy them. None: [`Self::carry_out`] knows more.
     pub(super) fn answer_now(&self, command: &Command) -> Option<Reply> {
         let &Command::Read { offset, length } = command else {
             return None;
         };
-        let length = usize::try_from(length).ok().filter(|&it| it <= SHORT)?;
-        let mut data = vec![0; length];
-        let into = &mut [IoSliceMut::new(&mut data)];
+        if length > AT_ONCE {
+            return None;
+        }
+        let mut data = Payload::new();
+        for (at, length) in pieces(offset, length) {
+            data.push(self.read_now(at, length)?);
+        }
+        self.is_unchanged().then_some(Reply::Data(data))
+    }
+
+    fn read_now(&self, offset: u64, length: usize) -> Option<Bytes> {
+        let mut piece = vec![0; length];
+        let into = &mut [IoSliceMut::new(&mut piece)];
         let count = preadv2(&self.file, into, offset, self.at_once).ok()?;
-        let is_whole = count == length && self.is_unchanged();
-        is_whole.then(|| Reply::Data(Bytes::from(data).into()))
+        (count == length).then(|| piece.into())
     }
 
     fn is_unchanged(&self) -> bool {
@@ -216,6 +223,15 @@ impl Image {
             Err(_) => (end, data),
         }
     }
+}
+
+/// Where the pieces of an answer begin, and their lengths.
+fn pieces(offset: u64, length: u32) -> impl Iterator<Item = (u64, usize)> {
+    let end = offset + u64::from(length);
+    (offset..end).step_by(PIECE).map(move |at| {
+        let left = usize::try_from(end - at).unwrap_or(PIECE);
+        (at, left.min(PIECE))
+    })
 }
 
 fn is_memory(file: &File) -> bool {
@@ -280,7 +296,7 @@ mod tests {
                 Reply::Data(Payload::from(Bytes::from(vec![7; 4096])))
             );
         }
-        assert_eq!(ask(0, 100_000), None);
+        assert_eq!(ask(0, AT_ONCE + 1), None);
         assert_eq!(ask(99_000, 2000), None);
         File::options()
             .append(true)
