@@ -20,7 +20,6 @@ from harness import (
     family,
     free_port,
     listens,
-    nbdkit,
     resident,
     running,
     shared,
@@ -94,14 +93,18 @@ def served(bench):
 
 
 def piped(bench, command):
-    """CPU seconds a GiB and most megabytes of a filter between nbdkit and nbdcopy; `command` makes it from the folder."""
+    """CPU seconds a GiB and most megabytes of a filter between nbdkit and nbdcopy, on two pipes as websocketd and bmcweb
+    start one; `command` makes it from the folder.
+    """
     folder = bench.folder()
     path = folder / "filter.sock"
     environment = {**os.environ, "RUNTIME_DIRECTORY": str(folder)}
-    with nbdkit(bench.image, folder) as (source, _), socket.socket(socket.AF_UNIX) as link:
-        link.connect(str(source))
-        with running(*command(folder, path), stdin=link, stdout=link, stderr=subprocess.DEVNULL,
+    (requests, asking), (replies, answering) = os.pipe(), os.pipe()
+    with running("nbdkit", "-s", "-f", "file", bench.image, stdin=requests, stdout=answering):
+        with running(*command(folder, path), stdin=replies, stdout=asking, stderr=subprocess.DEVNULL,
                      env=environment) as process:
+            for end in (requests, asking, replies, answering):
+                os.close(end)
             wait_for(path.exists, "the filter's socket")
             spent, most = watched(process, path)
     return spent / (bench.size / GIB), most

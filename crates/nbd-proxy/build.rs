@@ -1,4 +1,5 @@
-//! Lists `web/`, which the program carries with it: the page, nbd.js, and nothing else.
+//! Lists `web/`, which the program carries with it: the page, nbd.js, and nothing else. Leaves out of the profile
+//! `small` what it has no use for.
 
 use std::{
     collections::hash_map::DefaultHasher,
@@ -16,6 +17,7 @@ const SERVED: [&str; 6] = ["index.html", "lite.html", "lite.js", "app", "nbd", "
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
+    leave_out_unwinding()?;
     if env::var_os("CARGO_FEATURE_SERVE").is_none() {
         return Ok(());
     }
@@ -34,6 +36,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     table.push_str("]\n");
     fs::write(Path::new(&env::var("OUT_DIR")?).join("assets.rs"), table)?;
+    Ok(())
+}
+
+/// No other profile than `small`, which doesn't unwind, is optimised for nothing but size.
+fn leave_out_unwinding() -> Result<(), Box<dyn Error>> {
+    if env::var("OPT_LEVEL")? == "z" {
+        let script = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("no-unwinding.ld");
+        println!("cargo::rerun-if-changed={}", script.display());
+        println!("cargo::rustc-link-arg-bins=-Wl,--no-eh-frame-hdr");
+        println!("cargo::rustc-link-arg-bins=-Wl,-T,{}", script.display());
+    }
     Ok(())
 }
 

@@ -16,6 +16,9 @@ require ${BPN}-crates.inc
 
 # The filter alone: no web server, no TLS, no FUSE. bmcweb is the web server.
 CARGO_BUILD_FLAGS += "-p nbd-proxy --no-default-features"
+# The profile for flash memory: half as large as "release" makes it.
+BUILD_MODE = "--profile small"
+BUILD_DIR = "small"
 
 # With "usb-gadget" the disk is shown to the host over USB.
 PACKAGECONFIG ??= "usb-gadget"

@@ -1,17 +1,26 @@
 //! A link over standard input and output: raw NBD bytes.
 //!
-//! Two threads with blocking system calls, since standard input and output may be pipes, sockets, terminals or files,
-//! and may be shared with others, who would not expect them to become non-blocking. Nobody waits for the threads:
-//! one may hang in a read that nobody answers, the other in a write to a full pipe that nobody reads.
+//! Both may be pipes, sockets, terminals or files, and may be shared with others, who would not expect them to become
+//! non-blocking. A pipe, which is what websocketd and bmcweb give us, is opened anew: that end is ours alone, and a task
+//! moves its bytes. Anything else has a thread with blocking system calls. Nobody waits for the threads: one may hang in
+//! a read that nobody answers, the other in a write to a socket that nobody reads.
 
-use std::{io, os::fd::AsFd, thread};
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd},
+    thread,
+};
 
 use bytes::BytesMut;
 use rustix::{
     event::{PollFd, PollFlags},
     io::Errno,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::unix::pipe::{OpenOptions, Receiver, Sender},
+    sync::{mpsc, oneshot},
+};
 
 use super::{Closing, EVENT_QUEUE, Link, LinkCommand, LinkEvent, LinkKind, Peer};
 
@@ -19,7 +28,7 @@ use super::{Closing, EVENT_QUEUE, Link, LinkCommand, LinkEvent, LinkKind, Peer};
 /// not have to wait. Also the most that a process without privileges may ask for by default.
 const PIPE_SIZE: usize = 1 << 20;
 /// How much memory input is read into at once, and how little of it is left when there is new, in bytes.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 128 << 10;
 const CHUNK_END: usize = 16 << 10;
 /// How many bytes of output are gathered for one write.
 const GATHER: usize = 64 << 10;
@@ -49,19 +58,8 @@ pub(crate) fn open() -> io::Result<(Link, Ends)> {
     let (events, inbox) = mpsc::channel(EVENT_QUEUE);
     let (outbox, commands) = mpsc::unbounded_channel();
     let (done, written) = oneshot::channel();
-    let (reader_events, writer_events) = (events.clone(), events.clone());
-    thread::Builder::new()
-        .name("stdin".into())
-        .spawn(move || read(rustix::stdio::stdin(), &reader_events))?;
-    thread::Builder::new()
-        .name("stdout".into())
-        .spawn(move || {
-            let closing = write(rustix::stdio::stdout(), commands);
-            let _ = done.send(());
-            if let Some(closing) = closing {
-                let _ = writer_events.blocking_send(LinkEvent::Closed(closing));
-            }
-        })?;
+    begin_reading(events.clone())?;
+    begin_writing(commands, events.clone(), done)?;
     let link = Link {
         kind: LinkKind::Plain,
         events: inbox,
@@ -72,6 +70,53 @@ pub(crate) fn open() -> io::Result<(Link, Ends)> {
         },
     };
     Ok((link, Ends { events, written }))
+}
+
+fn begin_reading(events: mpsc::Sender<LinkEvent>) -> io::Result<()> {
+    let stdin = rustix::stdio::stdin();
+    if let Some(path) = path_of_pipe(stdin)
+        && let Ok(pipe) = OpenOptions::new().open_receiver(path)
+    {
+        tokio::spawn(receive(pipe, events));
+        return Ok(());
+    }
+    let thread = thread::Builder::new().name("stdin".into());
+    thread.spawn(move || read(stdin, &events)).map(drop)
+}
+
+fn begin_writing(
+    commands: mpsc::UnboundedReceiver<LinkCommand>,
+    events: mpsc::Sender<LinkEvent>,
+    done: oneshot::Sender<()>,
+) -> io::Result<()> {
+    let stdout = rustix::stdio::stdout();
+    if let Some(path) = path_of_pipe(stdout)
+        && let Ok(pipe) = OpenOptions::new().open_sender(path)
+    {
+        tokio::spawn(async move {
+            let closing = send(pipe, commands).await;
+            let _ = done.send(());
+            if let Some(closing) = closing {
+                let _ = events.send(LinkEvent::Closed(closing)).await;
+            }
+        });
+        return Ok(());
+    }
+    let work = move || {
+        let closing = write(stdout, commands);
+        let _ = done.send(());
+        if let Some(closing) = closing {
+            let _ = events.blocking_send(LinkEvent::Closed(closing));
+        }
+    };
+    let thread = thread::Builder::new().name("stdout".into());
+    thread.spawn(work).map(drop)
+}
+
+/// Where a pipe can be opened anew (proc_pid_fd(5)). None: it is none.
+fn path_of_pipe(fd: impl AsFd) -> Option<String> {
+    let is_pipe = rustix::pipe::fcntl_getpipe_size(&fd).is_ok();
+    is_pipe.then(|| format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()))
 }
 
 /// As far as the system allows; what is not a pipe stays as it is.
@@ -86,6 +131,31 @@ fn enlarge_pipe(fd: impl AsFd) {
 }
 
 /// Reads until the end of file, as fast as bytes come.
+async fn receive(mut pipe: Receiver, events: mpsc::Sender<LinkEvent>) {
+    let mut room = BytesMut::new();
+    let closing = loop {
+        if room.capacity() < CHUNK_END {
+            room.reserve(CHUNK);
+        }
+        match pipe.read_buf(&mut room).await {
+            Ok(0) => break Closing::Clean,
+            Ok(_) => {
+                let data = room.split().freeze();
+                if events.send(LinkEvent::Data(data)).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => break unreadable(&error),
+        }
+    };
+    let _ = events.send(LinkEvent::Closed(closing)).await;
+}
+
+fn unreadable(error: &io::Error) -> Closing {
+    Closing::Lost(format!("can't read standard input: {error}"))
+}
+
+/// The same with system calls that may block.
 fn read(fd: impl AsFd, events: &mpsc::Sender<LinkEvent>) {
     let mut room = BytesMut::new();
     let closing = loop {
@@ -102,51 +172,82 @@ fn read(fd: impl AsFd, events: &mpsc::Sender<LinkEvent>) {
             }
             Err(Errno::INTR) => {}
             Err(Errno::AGAIN) => wait_until(&fd, PollFlags::IN),
-            Err(error) => {
-                break Closing::Lost(format!(
-                    "can't read standard input: {}",
-                    io::Error::from(error)
-                ));
-            }
+            Err(error) => break unreadable(&error.into()),
         }
     };
     let _ = events.blocking_send(LinkEvent::Closed(closing));
 }
 
 /// Writes until the link is to be closed. Tells when it can't.
-fn write(fd: impl AsFd, mut commands: mpsc::UnboundedReceiver<LinkCommand>) -> Option<Closing> {
-    let mut gathered = Vec::with_capacity(GATHER);
-    while let Some(command) = commands.blocking_recv() {
-        let mut next = Some(command);
-        let mut last = false;
-        while let Some(command) = next {
-            match command {
-                LinkCommand::Data(data) => gathered.extend_from_slice(&data),
-                LinkCommand::Text(_) => {}
-                LinkCommand::Close { .. } | LinkCommand::Cut { .. } => last = true,
-            }
-            next = if last || gathered.len() >= GATHER {
-                None
-            } else {
-                commands.try_recv().ok()
-            };
+async fn send(
+    mut pipe: Sender,
+    mut commands: mpsc::UnboundedReceiver<LinkCommand>,
+) -> Option<Closing> {
+    let mut output = Gathered::default();
+    while let Some(command) = commands.recv().await {
+        output.gather(command, &mut commands);
+        if let Err(error) = pipe.write_all(&output.bytes).await {
+            return Some(unwritable(&error));
         }
-        match write_all(&fd, &gathered) {
-            Ok(()) => gathered.clear(),
-            // The reader of a pipe is gone: that is how a peer closes it.
-            Err(Errno::PIPE) => return Some(Closing::Clean),
-            Err(error) => {
-                let cause = io::Error::from(error);
-                return Some(Closing::Lost(format!(
-                    "can't write to standard output: {cause}"
-                )));
-            }
-        }
-        if last {
+        if output.is_last {
             return None;
         }
     }
     None
+}
+
+/// The same with system calls that may block.
+fn write(fd: impl AsFd, mut commands: mpsc::UnboundedReceiver<LinkCommand>) -> Option<Closing> {
+    let mut output = Gathered::default();
+    while let Some(command) = commands.blocking_recv() {
+        output.gather(command, &mut commands);
+        if let Err(error) = write_all(&fd, &output.bytes) {
+            return Some(unwritable(&error.into()));
+        }
+        if output.is_last {
+            return None;
+        }
+    }
+    None
+}
+
+fn unwritable(error: &io::Error) -> Closing {
+    match error.kind() {
+        // The reader of a pipe is gone: that is how a peer closes it.
+        io::ErrorKind::BrokenPipe => Closing::Clean,
+        _ => Closing::Lost(format!("can't write to standard output: {error}")),
+    }
+}
+
+/// What is written at once.
+#[derive(Default)]
+struct Gathered {
+    bytes: Vec<u8>,
+    /// Nothing is to follow.
+    is_last: bool,
+}
+
+impl Gathered {
+    /// `command`, and what has come behind it.
+    fn gather(
+        &mut self,
+        command: LinkCommand,
+        commands: &mut mpsc::UnboundedReceiver<LinkCommand>,
+    ) {
+        self.bytes.clear();
+        let mut next = Some(command);
+        while let Some(command) = next {
+            match command {
+                LinkCommand::Data(data) => self.bytes.extend_from_slice(&data),
+                LinkCommand::Text(_) => {}
+                LinkCommand::Close { .. } | LinkCommand::Cut { .. } => self.is_last = true,
+            }
+            next = match self.is_last || self.bytes.len() >= GATHER {
+                true => None,
+                false => commands.try_recv().ok(),
+            };
+        }
+    }
 }
 
 fn write_all(fd: impl AsFd, mut data: &[u8]) -> Result<(), Errno> {
@@ -224,6 +325,42 @@ mod tests {
         assert!(received == sent && closing == Closing::Clean);
         writing.join().unwrap();
         reading.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_pipe_is_opened_anew_and_carries_everything_in_order() {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let own_reader = OpenOptions::new().open_receiver(path_of_pipe(&reader).unwrap());
+        let own_writer = OpenOptions::new().open_sender(path_of_pipe(&writer).unwrap());
+        let (commands, outbox) = mpsc::unbounded_channel();
+        let (events, mut inbox) = mpsc::channel(4);
+        tokio::spawn(receive(own_reader.unwrap(), events));
+        let sending = tokio::spawn(send(own_writer.unwrap(), outbox));
+        let sent: Bytes = (0..3 << 20)
+            .map(|i: u32| i.to_le_bytes()[i as usize % 4])
+            .collect();
+        for part in sent.chunks(100_000) {
+            commands
+                .send(LinkCommand::Data(sent.slice_ref(part)))
+                .unwrap();
+        }
+        drop(commands);
+        let mut received = Vec::new();
+        while received.len() < sent.len() {
+            match inbox.recv().await.unwrap() {
+                LinkEvent::Data(data) => received.extend_from_slice(&data),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(received == sent);
+        assert_eq!(sending.await.unwrap(), None);
+        let others = rustix::fs::fcntl_getfl(&reader).unwrap();
+        assert!(!others.contains(rustix::fs::OFlags::NONBLOCK));
+        // Whoever else has the writing end open keeps the link.
+        assert!(inbox.try_recv().is_err());
+        drop(writer);
+        let closed = inbox.recv().await;
+        assert!(matches!(closed, Some(LinkEvent::Closed(Closing::Clean))));
     }
 
     #[test]
