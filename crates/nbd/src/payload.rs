@@ -1,6 +1,7 @@
 //! Bytes on their way between a peer and whoever stores them.
 
 use bytes::{Bytes, BytesMut};
+use smallvec::{SmallVec, smallvec};
 
 /// Parts shorter than this are copied, and joined with small neighbours.
 const SMALL: usize = 512;
@@ -13,7 +14,8 @@ static ZEROES: [u8; 64 * 1024] = [0; 64 * 1024];
 /// cannot make us keep an allocation, or the large message it came in, for each.
 #[derive(Debug, Clone, Default)]
 pub struct Payload {
-    parts: Vec<Bytes>,
+    /// Mostly one.
+    parts: SmallVec<[Bytes; 1]>,
     len: usize,
 }
 
@@ -26,7 +28,7 @@ impl Payload {
     /// `len` zero bytes; all parts share one static block.
     pub fn zeros(len: usize) -> Self {
         let block = Bytes::from_static(&ZEROES);
-        let mut parts = vec![block.clone(); len / block.len()];
+        let mut parts = smallvec![block.clone(); len / block.len()];
         if !len.is_multiple_of(block.len()) {
             parts.push(block.slice(..len % block.len()));
         }
@@ -122,7 +124,7 @@ impl FromIterator<Bytes> for Payload {
 
 impl IntoIterator for Payload {
     type Item = Bytes;
-    type IntoIter = std::vec::IntoIter<Bytes>;
+    type IntoIter = smallvec::IntoIter<[Bytes; 1]>;
 
     /// The parts in order.
     fn into_iter(self) -> Self::IntoIter {

@@ -324,7 +324,8 @@ impl Peer {
         (self.link, output.concat())
     }
 
-    fn receive(&mut self, data: Bytes) -> Vec<Bytes> {
+    /// What it answers.
+    pub(crate) fn receive(&mut self, data: Bytes) -> Vec<Bytes> {
         let mut output = Vec::new();
         match (&mut self.handshake, &mut self.transmission) {
             (Some(handshake), _) => {
