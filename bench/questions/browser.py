@@ -1,15 +1,29 @@
-"""A file that is chosen in Chromium's page, its device a Unix socket."""
+"""A file that is chosen in Chromium's page; the device is a Unix socket. *The browser's ceiling* is a bare page that reads
+windows of 4 MiB by slices, one ahead, and sends them to a sink that passes them on. *A slice each* is a page that reads
+a slice of the file for each request, behind a server without a cache. The reads of 4 KiB are those of recorded traces
+(`bench/traces`, made by `bench/record.py`), each asked for once the last one has come.
+"""
 
 import contextlib
+import gzip
+import itertools
+import random
 import socket
 import subprocess
 import time
 
 from chromium import chromium, pages, way
-from harness import Failed, copy_rate, in_turn, running, serve, wait_for
+from harness import PYTHON, ROOT, Failed, copy_rate, in_turn, output, running, serve, uri, wait_for
 from report import Row
 
 TITLE = "Through Chromium"
+
+TRACES = ROOT / "bench/traces"
+TRACED = {
+    "iso": "an ISO is mounted and read",
+    "ext4": "an ext4 image is mounted and read",
+    "boot": "QEMU boots an installer",
+}
 
 PATIENCE = 60  # seconds, for a page that may have stopped
 
@@ -63,14 +77,69 @@ def bare(bench, tab, base, name, cache=None):
             yield server.device()
 
 
+def pieces(trace):
+    """A recorded trace as reads of at most 4 KiB: (offset, length)."""
+    for line in gzip.open(TRACES / f"{trace}.gz", "rt"):
+        offset, length = map(int, line.split())
+        for at in range(offset, offset + length, 4096):
+            yield at, min(4096, offset + length - at)
+
+
+def scattered(size, seed):
+    """Reads of 4 KiB anywhere, without an end."""
+    chance = random.Random(seed)
+    while True:
+        yield chance.randrange(size // 4096) * 4096, 4096
+
+
+REPLAY = """
+import sys, time, nbd
+handle = nbd.NBD()
+handle.connect_uri(sys.argv[1])
+reads = [tuple(map(int, line.split())) for line in sys.stdin]
+start = time.monotonic()
+for offset, length in reads:
+    handle.pread(length, offset)
+print(len(reads) / (time.monotonic() - start))
+"""
+
+
+def replay(path, reads):
+    """Reads a second, each asked for once the last one has come."""
+    lines = "".join(f"{offset} {length}\n" for offset, length in reads)
+    return float(output(PYTHON, "-c", REPLAY, uri(path), input=lines))
+
+
+def sequential(bench, tab, base):
+    def copied():
+        with ours(bench, tab) as device:
+            return copy_rate(device, bench.size) / 1e6
+
+    rate, limit = in_turn(bench.rounds, copied, lambda: ceiling(bench, tab, base) / 1e6)
+    return Row("nbdcopy, 1 GiB in a row", rate, "MB/s", "the browser's ceiling", limit, ("at least", 0.9))
+
+
+def small(bench, tab, base):
+    """Reads of 4 KiB; each round is a new session, whose caches are empty."""
+    count = 1000 if bench.quick else 5000
+    questions = [
+        *((f"4 KiB reads: {what}", list(itertools.islice(pieces(trace), count)), ("at least", 10))
+          for trace, what in TRACED.items()),
+        ("4 KiB reads: anywhere in 1 GiB", list(itertools.islice(scattered(bench.size, 1), count)), ("at least", 1)),
+    ]
+    for what, reads, target in questions:
+        def page():
+            with ours(bench, tab) as device:
+                return replay(device, reads)
+
+        def slices():
+            with bare(bench, tab, base, "naive", cache=0) as device:
+                return replay(device, reads)
+
+        rate, simple = in_turn(1 if bench.quick else 3, page, slices)
+        yield Row(what, rate, "reads/s", "a slice each", simple, target)
+
+
 def run(bench):
     with chromium() as tab, pages() as base:
-        def copied():
-            with ours(bench, tab) as device:
-                return copy_rate(device, bench.size) / 1e6
-
-        def most():
-            return ceiling(bench, tab, base) / 1e6
-
-        rate, limit = in_turn(bench.rounds, copied, most)
-    return [Row("nbdcopy, 1 GiB in a row", rate, "MB/s", "the browser's ceiling", limit, ("at least", 0.9))]
+        return [sequential(bench, tab, base), *small(bench, tab, base)]
