@@ -1,5 +1,6 @@
 /** @module */
 
+import { BlockCache } from "./blocks.js";
 import { WindowCache } from "./cache.js";
 import { Hold, holdSeconds } from "./hold.js";
 import { Link } from "./link.js";
@@ -150,7 +151,9 @@ export class Engine {
     this.#source = source;
     this.#emit = emit;
     this.#Socket = Socket;
-    this.#reader = new WindowCache({ size: source.info.size, read: this.#read.bind(this) });
+    const { size } = source.info;
+    const blocks = new BlockCache({ size, read: this.#read.bind(this) });
+    this.#reader = new WindowCache({ size, read: (offset, length) => blocks.read(offset, length) });
     this.#trace = new Trace(source.info.size);
     this.#state = { ...IDLE, phase: "connecting", image: source.info };
     this.#hold = new Hold({
