@@ -45,8 +45,21 @@ impl Authority {
 
     /// Its own certificate.
     pub(crate) fn write(&self, path: &Path) -> PathBuf {
-        std::fs::write(path, pem("CERTIFICATE", self.0.der())).unwrap();
+        std::fs::write(path, self.pem()).unwrap();
         path.to_path_buf()
+    }
+
+    /// Another one, for which this one vouches.
+    pub(crate) fn subordinate(&self, name: &str) -> Self {
+        let mut params = named(name, &[]);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        let key = KeyPair::generate().unwrap();
+        Self(CertifiedIssuer::signed_by(params, key, &self.0).unwrap())
+    }
+
+    /// Its own certificate, in PEM.
+    pub(crate) fn pem(&self) -> String {
+        pem("CERTIFICATE", self.0.der())
     }
 
     /// For a server on this machine.

@@ -268,6 +268,81 @@ fn suites_without_forward_secrecy_or_authenticated_encryption_are_refused() {
 }
 
 #[test]
+fn the_whole_chain_is_sent_so_that_who_knows_its_root_alone_trusts_it() {
+    let secured = Secured::start();
+    let folder = secured.server.folder.path();
+    let between = secured.authority.subordinate("between");
+    let own = between.server();
+    let chain = Pair {
+        certificate: own.certificate + &between.pem(),
+        ..own
+    };
+    chain.write(folder);
+    secured.wait_for_certificate_in_file();
+    let ca = secured.ca.to_str().unwrap();
+    let trusts = |ca: &str, name: &str| {
+        let arguments = [
+            "-CAfile",
+            ca,
+            "-verify_return_error",
+            "-verify_hostname",
+            name,
+        ];
+        s_client(secured.server.address, &arguments)
+    };
+    let ran = trusts(ca, "localhost");
+    assert!(
+        ran.stdout.contains("Verify return code: 0 (ok)"),
+        "{}",
+        ran.stdout
+    );
+    assert!(ran.stdout.contains("CN=between") || ran.stdout.contains("CN = between"));
+    assert!(!trusts(ca, "other.example").status.success());
+    let other = Authority::new("others").write(&folder.join("others.crt"));
+    assert!(
+        !trusts(other.to_str().unwrap(), "localhost")
+            .status
+            .success()
+    );
+}
+
+#[test]
+fn renegotiation_and_early_data_are_refused() {
+    let secured = Secured::start();
+    let address = secured.server.address.to_string();
+    let ask = |arguments: &[&str], said: &str| {
+        let mut openssl = Command::new("openssl");
+        openssl
+            .args(["s_client", "-connect", &address])
+            .args(arguments);
+        openssl
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut openssl = openssl.spawn().expect("openssl");
+        // It may have gone before it has read all.
+        let _ = openssl.stdin.take().unwrap().write_all(said.as_bytes());
+        let output = openssl.wait_with_output().unwrap();
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    // "R" at the beginning of a line asks for a new handshake within the old (openssl-s_client(1)).
+    let said = ask(&["-tls1_2"], "R\nGET / HTTP/1.1\r\n\r\n");
+    assert!(said.contains("RENEGOTIATING"), "{said}");
+    assert!(!said.contains("HTTP/1.1 "), "{said}");
+    assert!(
+        said.contains("no renegotiation") || said.contains("alert"),
+        "{said}"
+    );
+    // "Q" ends it, once the tickets are there that say how much might come early.
+    let said = ask(
+        &["-tls1_3", "-ign_eof"],
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    );
+    assert!(said.contains("Max Early Data: 0"), "{said}");
+    assert!(!said.contains("Max Early Data: 1"), "{said}");
+}
+
+#[test]
 fn the_protocol_inside_is_agreed_on() {
     let secured = Secured::start();
     let ran = s_client(secured.server.address, &["-alpn", "h2,http/1.1"]);
