@@ -31,7 +31,7 @@ export class ActivityCard {
 
   /**
    * @param {Activity | null} activity
-   * @param {boolean} active whether it goes on
+   * @param {boolean} active whether the machine can read just now
    * @param {number} now on nbd.js's clock
    */
   render(activity, active, now) {

@@ -102,13 +102,15 @@ class Row {
       this.title,
       typeof description === "string" ? `${this.name} · ${description}` : this.name,
     );
-    const ours = isUnderWay(state.attachments.get(this.name) ?? null);
+    const attachment = state.attachments.get(this.name) ?? null;
+    const ours = isUnderWay(attachment);
     const note = mayServe(configuration) ? "" : " · you may not attach here";
     setText(this.use, usage(session, ours, now) + note);
     this.radio.hidden = state.configurations.length === 1;
     this.radio.checked = state.chosen === this.name;
     this.radio.disabled = !mayServe(configuration);
     this.root.classList.toggle("ours", ours);
+    this.root.classList.toggle("waits", attachment?.phase !== "attached");
 
     const eject = state.ejects.get(this.name) ?? null;
     // Its place is kept, so that the row does not change when its use does.

@@ -218,6 +218,7 @@ async function enter(credentials) {
 
 async function signOut() {
   await logout();
+  dispatch({ type: "forget" });
   await refresh();
 }
 

@@ -50,6 +50,7 @@ import { emptyImage, named, nothingChosen, notTheSame, sentence } from "./words.
  *   | {type: "start"}
  *   | {type: "link", configuration: string | null, detail: LinkDetail}
  *   | {type: "stop"}
+ *   | {type: "forget"}
  *   | {type: "eject", name: string}
  *   | {type: "eject-answer", name: string, error: string, forcible: boolean}} Event
  */
@@ -136,6 +137,9 @@ export function reduce(state, event, at) {
       return withEject(state, event.name, { waiting: true, error: "", forcible: false });
     case "eject-answer":
       return withEjectAnswer(state, event, at);
+    case "forget":
+      // The next one at this browser may be somebody else.
+      return { ...state, history: [], log: [] };
     case "choose":
       return { ...state, chosen: event.name, picked: true, problem: null };
     case "link":

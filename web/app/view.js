@@ -80,7 +80,7 @@ export class View {
     this.#renderButtons(active);
     this.#renderState(state);
     this.#renderFigures(attachmentOf(state), activity?.rate(monotonic) ?? 0, now);
-    this.activity.render(activity, active, monotonic);
+    this.activity.render(activity, attachmentOf(state)?.phase === "attached", monotonic);
     this.history.render(state.history);
     if (this.logged !== state.log) this.#renderLog(state.log);
   }

@@ -275,3 +275,8 @@ test("whoever signs out takes the list along, unless their image is still attach
   assert.deepEqual(after(OPEN, out).configurations, []);
   assert.equal(after(...ATTACHED, out).configurations.length, 2);
 });
+
+test("who signs out leaves no history to the next one", () => {
+  const state = after(...ATTACHED, link({ phase: "ended" }), { type: "forget" });
+  assert.deepEqual([state.history, state.log], [[], []]);
+});

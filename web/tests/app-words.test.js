@@ -128,3 +128,27 @@ test("a configuration's use names image, device and user", () => {
     /kept for 4:47 more$/,
   );
 });
+
+test("each way in which a server refuses or ends says what to do", () => {
+  const codes = [
+    ["not-allowed", 4401, /Sign in/],
+    ["no-configuration", 4404, /Choose another/],
+    ["silent", null, /Start again/],
+    ["busy", 4409, /another configuration/],
+    ["other-image", 4410, /same, unchanged file/],
+    ["superseded", 4412, /nothing is lost/],
+    ["too-many", 4429, /wait a minute/],
+    ["closed", 4400, /Choose another one/],
+    ["closed", 4500, /nbd-proxy check/],
+    ["closed", 1011, /its log says why/],
+    ["lost", 1006, /Start again/],
+  ];
+  const headlines = codes.map(([code, closeCode, remedy]) => {
+    const error = { code: String(code), reason: "why", closeCode: Number(closeCode) };
+    const { headline, detail } = explain(error);
+    assert.match(detail, /^Why\. /);
+    assert.match(detail, /** @type {RegExp} */ (remedy));
+    return headline;
+  });
+  assert.equal(new Set(headlines).size, codes.length);
+});
