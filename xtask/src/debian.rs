@@ -77,7 +77,7 @@ fn available(choices: Vec<Vec<&'static str>>) -> Result<Vec<String>, Failure> {
         "this system's archive lacks {}. Every step runs on Debian 12 and 13; elsewhere install the likes of \
          these by hand (Ubuntu has its browsers as snaps alone), and the rest by\n  \
          apt-get install --no-install-recommends {}\n\
-         Then `cargo xtask test STEP...` runs the steps for which that suffices.",
+         Then `npm ci`, and `cargo xtask test STEP...` runs the steps for which that suffices.",
         absent.join(", "),
         found.join(" ")
     ))
