@@ -13,7 +13,7 @@ let guest;
 before(async () => {
   guest = await Guest.boot();
 });
-after(() => guest.stop());
+after(() => guest?.stop());
 
 /**
  * @param {string} device

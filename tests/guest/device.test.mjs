@@ -16,7 +16,7 @@ let guest;
 before(async () => {
   guest = await Guest.boot();
 });
-after(() => guest.stop());
+after(() => guest?.stop());
 
 /** @param {Setting} setting @param {number} count of the hook's calls, the last of them complete */
 async function called(setting, count) {
@@ -50,22 +50,40 @@ async function takenByAnother(t, setting, mode) {
   await guest.waitFor("the other device is there", `[ "$(cat /sys/block/nbd0/size)" = 6144 ]`);
 }
 
+/**
+ * Has a session end in order. For detaching its device the program has 300 ms, and the emulated processor may get none of
+ * a busy machine's for so long: then the program says so, and `end` may try again, twice.
+ *
+ * @param {() => Promise<void>} end
+ */
+async function inOrder(end) {
+  for (let tries = 3; ; tries -= 1) {
+    try {
+      return await end();
+    } catch (error) {
+      if (tries === 1 || !/detaching .* did not end in time/.test(String(error))) throw error;
+      await guest.waitFor("the device is free", `[ "$(cat /sys/block/nbd0/size)" = 0 ]`);
+    }
+  }
+}
+
 for (const mode of ["netlink", "ioctl"]) {
   const nbd0 = { 0: { "nbd-device": "/dev/nbd0", attach: mode } };
 
   for (const end of ["SIGTERM", "SIGINT", "end of input"]) {
-    test(`${mode}: ${end} runs the stop hook, frees the device and is exit status 0`, async (t) => {
-      const setting = await Setting.make(t, guest, nbd0);
-      const { program, peer } = await attached(setting);
-      assert.equal(await guest.hash("/dev/nbd0"), await guest.run(PATTERN_HASH));
-      if (end === "end of input") await peer.kill("KILL");
-      else await program.kill(end.slice(3));
-      assert.equal(await program.ended(), 0, await program.output());
-      assert.equal(await guest.sectors("/dev/nbd0"), 0);
-      const [start, stop] = await setting.calls();
-      assert.deepEqual([start.action, stop.action], ["start", "stop"]);
-      assert.equal(stop.env.sectors, "8192");
-    });
+    test(`${mode}: ${end} runs the stop hook, frees the device and is exit status 0`, (t) =>
+      inOrder(async () => {
+        const setting = await Setting.make(t, guest, nbd0);
+        const { program, peer } = await attached(setting);
+        assert.equal(await guest.hash("/dev/nbd0"), await guest.run(PATTERN_HASH));
+        if (end === "end of input") await peer.kill("KILL");
+        else await program.kill(end.slice(3));
+        assert.equal(await program.ended(), 0, await program.output());
+        assert.equal(await guest.sectors("/dev/nbd0"), 0);
+        const [start, stop] = await setting.calls();
+        assert.deepEqual([start.action, stop.action], ["start", "stop"]);
+        assert.equal(stop.env.sectors, "8192");
+      }));
   }
 
   test(`${mode}: after SIGKILL the next start runs stop once, frees the device and goes on`, async (t) => {

@@ -20,7 +20,7 @@ let guest;
 before(async () => {
   guest = await Guest.boot();
 });
-after(() => guest.stop());
+after(() => guest?.stop());
 
 /** @param {import("node:test").TestContext} t @param {Record<string, unknown>} [members] of the configuration */
 function make(t, members = {}) {

@@ -140,7 +140,8 @@ test("an upgrade is a pause for who reads the kernel's device; a purge ends sess
   const sharing = await service.share(setting, UNIT, image.path, "0");
   const { since } = await service.attached("0");
   const process = await service.property(UNIT, "MainPID");
-  const reader = await DeviceReader.start(setting);
+  // One request at a time: the emulated processor has more to do.
+  const reader = await DeviceReader.start(setting, 1);
   await reader.reads();
 
   await service.dpkg(`-i ${packages.new}`);

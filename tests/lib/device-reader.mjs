@@ -2,12 +2,12 @@
 
 import assert from "node:assert/strict";
 
-// Reads the whole device again and again, past the page cache and with 16 requests in flight at any moment, until it is
+// Reads the whole device again and again, past the page cache and with DEPTH requests in flight at any moment, until it is
 // told to stop; says what each pass hashed to, and at the end the longest time in which no request was answered.
 const READER = `
 import hashlib, itertools, mmap, os, sys, threading, time
-device, told = sys.argv[1:]
-STEP, DEPTH = 1 << 16, 16
+device, told, depth = sys.argv[1:]
+STEP, DEPTH = 1 << 16, int(depth)
 fd = os.open(device, os.O_RDONLY | os.O_DIRECT)
 size = os.lseek(fd, 0, os.SEEK_END)
 blocks = -(-size // STEP)
@@ -60,13 +60,13 @@ export class DeviceReader {
     this.guest = job.guest;
   }
 
-  /** @param {import("./guest.mjs").Setting} setting */
-  static async start(setting) {
+  /** @param {import("./guest.mjs").Setting} setting @param {number} [depth] requests in flight at any moment */
+  static async start(setting, depth = 16) {
     const { folder, guest } = setting;
     const told = `${folder}/told`;
     await guest.write(`${folder}/reader.py`, READER);
     return new DeviceReader(
-      await setting.start(`python3 ${folder}/reader.py /dev/nbd0 ${told}`),
+      await setting.start(`python3 ${folder}/reader.py /dev/nbd0 ${told} ${depth}`),
       told,
     );
   }

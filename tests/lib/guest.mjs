@@ -12,6 +12,12 @@ const GUEST_PORTS = [8000, 8001];
 /** How long a command in the guest may take: it runs without KVM, some 5 to 50 times slower. */
 const PATIENCE_SECONDS = 180;
 
+/** How long one may take before the guest is taken for dead. */
+const COMMAND_SECONDS = 300;
+
+/** How long the guest may take to go. */
+const STOP_SECONDS = 60;
+
 /** A running guest. */
 export class Guest {
   /**
@@ -40,7 +46,12 @@ export class Guest {
     ]);
     const options = [systemd ? "-S" : "-R", "-m", "1536", "-t", "1800", ...forwards];
     const machine = new Background(join(VM, "run.sh"), [...options, join(VM, "agent.sh")]);
-    await machine.says(/agent: ready/, PATIENCE_SECONDS);
+    try {
+      await machine.says(/agent: ready/, PATIENCE_SECONDS);
+    } catch (error) {
+      await machine.stop();
+      throw error;
+    }
     return new Guest(machine, agent, ports);
   }
 
@@ -51,9 +62,19 @@ export class Guest {
    * @returns {Promise<{status: number, stdout: string}>} with standard error in its output
    */
   async try(command) {
-    const { status, stdout } = await run(join(VM, "guest.sh"), [String(this.agent), command]);
-    if (status === 125) throw new Error(`the guest went away\n${this.machine.stdout.slice(-4000)}`);
+    const args = [String(this.agent), command];
+    const limit = { timeout: COMMAND_SECONDS * 1000 };
+    const { status, stdout } = await run(join(VM, "guest.sh"), args, limit).catch((error) => {
+      if (!error.killed) throw error;
+      throw this.#failure(`the guest did not answer within ${COMMAND_SECONDS} s: ${command}`);
+    });
+    if (status === 125) throw this.#failure("the guest went away");
     return { status, stdout };
+  }
+
+  /** @param {string} what @returns {Error} with the last of the guest's console */
+  #failure(what) {
+    return new Error(`${what}; its console:\n${this.machine.stdout.slice(-4000)}`);
   }
 
   /**
@@ -114,7 +135,12 @@ export class Guest {
 
   async stop() {
     await this.try("touch /run/off").catch(() => {});
-    await this.machine.ended;
+    try {
+      await waitFor("the guest ends", () => !this.machine.running, STOP_SECONDS);
+    } catch (error) {
+      await this.machine.stop();
+      throw this.#failure(`${error}`);
+    }
   }
 }
 
