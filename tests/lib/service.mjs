@@ -2,7 +2,9 @@
 
 import { Setting } from "./guest.mjs";
 import { atEnd, waitFor } from "./process.mjs";
-import { PROGRAM } from "./program.mjs";
+
+/** How long a condition may take, in seconds: the processor is emulated. */
+export const PATIENCE_SECONDS = 180;
 
 const UNITS = "nbd-proxy.socket nbd-proxy.service nbd-proxy-sockets.service";
 
@@ -37,7 +39,7 @@ export class Service {
     // What an nbd-proxy on the machine below the guest has made is not this one's.
     const first = `rm -rf /etc/nbd-proxy /var/lib/nbd-proxy; ${listed}`;
     await this.guest.run(`[ -e ${DPKG} ] || { ${first}; }`);
-    const isThere = "[ -e /usr/bin/nbd-proxy ]";
+    const isThere = `dpkg --admindir=${DPKG} -s nbd-proxy | grep -q '^Status: install ok installed'`;
     if ((await this.guest.try(isThere)).status !== 0) await this.dpkg(`-i ${this.packages.old}`);
   }
 
@@ -66,10 +68,10 @@ export class Service {
    */
   async setting(t, configurations) {
     const setting = await Setting.make(t, this.guest, configurations);
-    // The setting's own jobs go first, and the server has to be there for them.
     await this.install();
     await this.systemctl(`stop ${UNITS}`);
     await this.guest.run(`cp ${setting.folder}/config.json /etc/nbd-proxy/config.json`);
+    // After a purge there are none.
     atEnd(t, () => this.systemctl(`stop ${UNITS}`).catch(() => {}));
     return setting;
   }
@@ -78,30 +80,31 @@ export class Service {
   async token(unit) {
     const id = await this.property(unit, "InvocationID");
     const journal = `journalctl -o cat _SYSTEMD_INVOCATION_ID=${id} + INVOCATION_ID=${id}`;
-    return waitFor("the journal has the address", async () =>
-      this.guest.run(`${journal} | sed -n 's/^http.*#token=//p' | grep .`),
-    );
+    const token = () => this.guest.run(`${journal} | sed -n 's/^http.*#token=//p' | grep .`);
+    return waitFor("the journal has the address", token, PATIENCE_SECONDS);
   }
 
   /**
    * Serves an image in the guest, and waits until the configuration has it.
    *
    * @param {Setting} setting @param {string} unit @param {string} image @param {string} name of the configuration
+   * @returns the program that serves it, and the device's path
    */
   async share(setting, unit, image, name) {
     const address = `ws://127.0.0.1:8000/nbd/${name}`;
     const token = await this.token(unit);
-    const sharing = await setting.start(`${PROGRAM} share ${image} ${address} --token ${token}`);
-    await this.attached(name);
-    return sharing;
+    const sharing = await setting.start(`nbd-proxy share ${image} ${address} --token ${token}`);
+    const [, device] = await sharing.says(/: attached as (\S+)/);
+    return { sharing, device };
   }
 
   /** @param {string} name of a configuration @returns {Promise<any>} its session, once its device is there */
   async attached(name) {
-    return waitFor(`configuration ${name} is attached`, async () => {
+    const session = async () => {
       const { configurations } = JSON.parse(await this.guest.run("nbd-proxy status --json"));
       const { session } = configurations.find((/** @type {any} */ one) => one.name === name);
       return session?.state === "attached" && session;
-    });
+    };
+    return waitFor(`configuration ${name} is attached`, session, PATIENCE_SECONDS);
   }
 }
