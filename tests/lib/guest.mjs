@@ -12,6 +12,9 @@ const GUEST_PORTS = [8000, 8001];
 /** How long a command in the guest may take: it runs without KVM, some 5 to 50 times slower. */
 const PATIENCE_SECONDS = 180;
 
+/** Between two polls, in milliseconds: each of them is a process for the emulated processor. */
+const PAUSE = 200;
+
 /** How long one may take before the guest is taken for dead. */
 const COMMAND_SECONDS = 300;
 
@@ -99,7 +102,7 @@ export class Guest {
       if (status === 0) return true;
       throw new Error(`exit status ${status}: ${stdout}`);
     };
-    await waitFor(`in the guest: ${what}`, succeeded, PATIENCE_SECONDS);
+    await waitFor(`in the guest: ${what}`, succeeded, PATIENCE_SECONDS, PAUSE);
   }
 
   /** @param {string} file or device @returns {Promise<string>} SHA-256 of all of it, read anew */
@@ -303,7 +306,7 @@ class Job {
       if (match) return match;
       throw new Error(text);
     };
-    return waitFor(`in the guest: it says ${pattern}`, said, PATIENCE_SECONDS);
+    return waitFor(`in the guest: it says ${pattern}`, said, PATIENCE_SECONDS, PAUSE);
   }
 
   /** @param {string} signal */

@@ -18,8 +18,9 @@ const PATIENCE_SECONDS = 60;
  * @param {string} what named in the failure
  * @param {() => T | Promise<T>} condition may throw, which counts as not yet
  * @param {number} [seconds]
+ * @param {number} [pause] between two polls, in milliseconds
  */
-export async function waitFor(what, condition, seconds = PATIENCE_SECONDS) {
+export async function waitFor(what, condition, seconds = PATIENCE_SECONDS, pause = 50) {
   const deadline = Date.now() + seconds * 1000;
   let last;
   do {
@@ -30,7 +31,7 @@ export async function waitFor(what, condition, seconds = PATIENCE_SECONDS) {
     } catch (error) {
       last = error;
     }
-    await sleep(50);
+    await sleep(pause);
   } while (Date.now() < deadline);
   throw new Error(`${what}: not within ${seconds} s; last: ${last}`);
 }
