@@ -233,6 +233,8 @@ pub(crate) struct Status {
     pub(crate) outcome: Option<Outcome>,
     /// Who keeps a detached device from being free.
     pub(crate) draining_for: Vec<String>,
+    /// What runs beside the session's task, in words.
+    pub(crate) busy_with: Option<&'static str>,
     /// The image, once the handshake is done.
     pub(crate) image: Option<ImageInfo>,
     /// The device's path, once there is one.
@@ -266,6 +268,7 @@ impl Default for Status {
             phase: Phase::Attaching,
             outcome: None,
             draining_for: Vec::new(),
+            busy_with: None,
             image: None,
             device: None,
             size: 0,
@@ -387,9 +390,13 @@ impl Attachment {
         match tokio::time::timeout(limit, answered).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Ok(Ejected::Free),
-            Err(_) => Ok(Ejected::Draining {
-                users: vec!["the state hook has not finished".into()],
-            }),
+            Err(_) => {
+                let busy_with = self.status.borrow().busy_with;
+                let what = busy_with.unwrap_or("detaching the device");
+                Ok(Ejected::Draining {
+                    users: vec![format!("{what} has not finished")],
+                })
+            }
         }
     }
 

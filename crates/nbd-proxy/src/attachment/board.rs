@@ -78,6 +78,11 @@ impl Board {
         self.changed = true;
     }
 
+    pub(super) fn set_busy_with(&mut self, what: Option<&'static str>) {
+        self.changed |= self.status.busy_with != what;
+        self.status.busy_with = what;
+    }
+
     pub(super) fn set_phase(&mut self, phase: Phase) {
         self.phase = phase;
         self.combine();

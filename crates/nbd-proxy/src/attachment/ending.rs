@@ -102,15 +102,7 @@ impl Worker {
         let Some(job) = self.life.running.take() else {
             return;
         };
-        let what = match job {
-            Job::Attach => "attaching the device",
-            Job::Start | Job::Stop => "running the state hook",
-            Job::LookForUsers => "looking for the users of the device",
-            Job::Detach | Job::AwaitLastClose => "detaching the device",
-            #[cfg(feature = "serve")]
-            Job::Leave => "leaving the device to another process",
-        };
-        let failure = format!("{what} failed: {cause}");
+        let failure = format!("{} failed: {cause}", job.name());
         match job {
             Job::Stop => self.life.hook = HookState::Settled,
             Job::Detach | Job::AwaitLastClose => self.life.device = None,

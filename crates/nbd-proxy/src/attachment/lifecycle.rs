@@ -84,6 +84,20 @@ pub(super) enum Job {
     Leave,
 }
 
+impl Job {
+    /// For people: what fails, or has not finished yet.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Attach => "attaching the device",
+            Self::Start | Self::Stop => "the state hook",
+            Self::LookForUsers => "looking for the users of the device",
+            Self::Detach | Self::AwaitLastClose => "detaching the device",
+            #[cfg(feature = "serve")]
+            Self::Leave => "leaving the device to another process",
+        }
+    }
+}
+
 /// What is to be done next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {

@@ -34,6 +34,11 @@ struct Rig {
 impl Rig {
     /// `hook` is the script of the state hook; empty for none.
     async fn new(hook: &str) -> Self {
+        Self::held_for(300, hook).await
+    }
+
+    /// Of a session that is held for so many seconds.
+    async fn held_for(hold: u32, hook: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         if !hook.is_empty() {
@@ -51,7 +56,7 @@ impl Rig {
                 .unwrap();
         }
         let text = format!(
-            r#"{{"configurations": {{"0": {{"device": "unix:{}", "state-hook": "{}"}}}}}}"#,
+            r#"{{"configurations": {{"0": {{"device": "unix:{}", "state-hook": "{}", "hold": {hold}}}}}}}"#,
             path("disk").display(),
             path("state").display()
         );
@@ -100,6 +105,13 @@ impl Rig {
             .await
             .unwrap()
             .clone()
+    }
+
+    /// Waits until the state hook was called.
+    async fn begun(&self) {
+        while self.calls().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     async fn connect(&self) -> Client {
@@ -329,6 +341,38 @@ async fn an_eject_by_force_takes_the_device_from_its_clients() {
     assert_eq!(client.stream.read(&mut [0]).await.unwrap_or(0), 0);
     assert_eq!(page.task.await.unwrap(), Some(nbd_session::close::NORMAL));
     assert!(matches!(rig.attachment.ended().await, Outcome::InOrder(_)));
+}
+
+#[tokio::test]
+async fn an_eject_by_force_does_not_wait_for_a_page_that_hangs() {
+    let (rig, page) = Rig::attached("").await;
+    page.task.abort();
+    let mut client = rig.connect().await;
+    let waiting = tokio::spawn(async move { client.read().await });
+    assert_eq!(rig.attachment.eject(true).await, Ok(Ejected::Free));
+    assert!(!waiting.await.unwrap());
+}
+
+#[tokio::test]
+async fn an_eject_by_force_ends_a_start_that_hangs() {
+    let rig = Rig::new("test $1 = stop || sleep 600").await;
+    let _page = rig.serve(SIZE);
+    rig.begun().await;
+    assert_eq!(rig.attachment.eject(true).await, Ok(Ejected::Free));
+    assert_eq!(rig.calls(), "start stop ");
+}
+
+#[tokio::test]
+async fn a_hold_that_expires_while_start_runs_ends_it_and_stop_runs() {
+    for hold in [0, 1] {
+        let rig = Rig::held_for(hold, "test $1 = stop || sleep 600").await;
+        let page = rig.serve(SIZE);
+        rig.begun().await;
+        page.close(Closing::Lost("asleep".into())).await;
+        assert!(matches!(rig.attachment.ended().await, Outcome::Failed(_)));
+        assert_eq!(rig.calls(), "start stop ");
+        assert!(!rig.path("disk").exists());
+    }
 }
 
 #[tokio::test]

@@ -19,7 +19,10 @@ use tokio::{
 };
 
 use super::{
-    Order, Settings, Status, board::Board, lifecycle::Lifecycle, recording::Recording,
+    Order, Settings, Status,
+    board::Board,
+    lifecycle::{Job, Lifecycle},
+    recording::Recording,
     steps::Finished,
 };
 use crate::{
@@ -144,6 +147,7 @@ impl Worker {
         self.forward_output(now);
         self.note(now);
         self.board.set_keep(self.volume.keep_state());
+        self.board.set_busy_with(self.life.running.map(Job::name));
         self.board.publish(now);
     }
 
@@ -267,6 +271,10 @@ impl Worker {
             }
         }
         self.link_batch = batch;
+        // The others come first now: a link that is never out of data holds up none that is to take over.
+        if let Some(at) = self.links.iter().position(|link| link.id == id) {
+            self.links[at..].rotate_left(1);
+        }
     }
 
     fn apply_request_batch(&mut self, now: Instant) {

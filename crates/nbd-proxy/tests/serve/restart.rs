@@ -85,10 +85,13 @@ fn a_record_that_is_of_no_use_is_told_and_removed() {
         r#"{{"id": "0f", "device": "/dev/nbd0", "peer": {{"user": "local", "from": "x", "session": null}},
         "since": 1, "bytes_read": 0, "requests": 0, "hook_users": [], "snapshot": {of_image}}}"#
     );
-    for (version, session, reason) in [
-        (99, "{}", "another version"),
-        (1, "{}", "damaged"),
-        (1, of_session.as_str(), "/dev/nbd0 is not attached any more"),
+    let whole = format!(r#"{{"version": 1, "session": {of_session}}}"#);
+    for (text, reason) in [
+        (r#"{"version": 99, "session": {}}"#, "another version"),
+        (r#"{"version": 1, "session": {}}"#, "damaged"),
+        (&whole[..whole.len() / 2], "damaged"),
+        ("", "damaged"),
+        (&whole, "/dev/nbd0 is not attached any more"),
     ] {
         let server = Server::start();
         server.process.signal(Signal::KILL);
@@ -97,7 +100,6 @@ fn a_record_that_is_of_no_use_is_told_and_removed() {
         } = server;
         process.wait();
         let path = record(&folder);
-        let text = format!(r#"{{"version": {version}, "session": {session}}}"#);
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         let server = Server::again(folder);
