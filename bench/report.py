@@ -109,7 +109,7 @@ def keep(question, rows, when, where, load):
 
 def write(questions):
     """Writes the page and its plots from the kept figures and the notes."""
-    kept = json.loads(RESULTS.read_text())
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     parts = [(NOTES / "head.md").read_text().strip()]
     for name, question in questions.items():
         if name not in kept:

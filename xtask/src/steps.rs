@@ -27,7 +27,7 @@ pub(crate) struct Step {
 }
 
 /// Every step, in the order of `cargo xtask test`: what fails soonest comes first.
-pub(crate) const STEPS: [Step; 14] = [
+pub(crate) const STEPS: [Step; 15] = [
     step(
         "setup",
         "Debian packages (as root), npm and Python packages, cargo-deny, cargo-fuzz",
@@ -76,6 +76,11 @@ pub(crate) const STEPS: [Step; 14] = [
         "guest",
         "the kernel's NBD driver, and the package under systemd, in a guest",
         guest,
+    ),
+    step(
+        "count",
+        "instructions that the protocol takes for a request",
+        || check(count),
     ),
     step("fuzz", "every fuzz target, briefly", || check(fuzz)),
 ];
@@ -227,6 +232,10 @@ fn guest() -> Result<Counts, Failure> {
             .env("NBD_PROXY", program)
             .env("MANUAL", manual),
     )
+}
+
+fn count() -> Result<(), Failure> {
+    run(&mut line("/usr/bin/python3 bench/instructions.py"))
 }
 
 fn fuzz() -> Result<(), Failure> {
