@@ -40,7 +40,10 @@ async fn pass(stream: TcpStream, socket: PathBuf) -> Result<(), Box<dyn Error>> 
     let limits = Limits::default().max_payload_len(Some(LONGEST));
     let (_, mut messages) = ServerBuilder::new().limits(limits).accept(stream).await?;
     while let Some(message) = messages.next().await {
-        drain.write_all(message?.as_payload()).await?;
+        let message = message?;
+        if message.is_binary() {
+            drain.write_all(message.as_payload()).await?;
+        }
     }
     Ok(())
 }
