@@ -70,8 +70,9 @@ def running(*command, **options):
             process.wait()
 
 
-def output(*command, **options):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+def output(*command, timeout=300, **options):
+    """What a program prints; one that hangs is ended after so many seconds."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=timeout, **options)
     if done.returncode != 0:
         raise Failed(f"{' '.join(map(str, command))}: {done.stderr[-2000:]}")
     return done.stdout
