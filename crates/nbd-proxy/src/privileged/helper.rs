@@ -23,7 +23,7 @@ use tokio::{
 use super::{
     protocol::{self, Answer, CALL_LIMIT, Call},
     rules::Rules,
-    work,
+    turn, work,
 };
 use crate::{
     hook::{Action, Environment, Subject},
@@ -196,6 +196,7 @@ impl Helper {
         if !hook.exists() {
             return Ok(());
         }
+        let _turn = turn::take(&self.rules.state_file(configuration), hook.timeout).await;
         let (abandon, abandoned) = oneshot::channel();
         let environment = Environment::Only(hook_environment());
         let run = hook.run_here(action, subject, reason, &environment, abandoned);

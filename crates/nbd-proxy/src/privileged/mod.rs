@@ -10,6 +10,8 @@ pub(crate) mod helper;
 mod protocol;
 #[cfg(feature = "serve")]
 mod rules;
+#[cfg(feature = "serve")]
+mod turn;
 mod work;
 
 use std::{os::fd::OwnedFd, path::PathBuf};

@@ -15,6 +15,7 @@ use crate::{
     config::{Config, Configuration},
     device::{DeviceSpec, kernel, socket},
     hook::{Hook, Subject},
+    paths,
 };
 
 /// The longest word that a hook is told as its reason, in bytes.
@@ -60,6 +61,11 @@ impl Rules {
             return Err("a reason is one word, so the hook is not run".into());
         }
         Ok(Hook::of(found))
+    }
+
+    /// The file that says that `stop` of a configuration's hook is owed.
+    pub(super) fn state_file(&self, configuration: &str) -> PathBuf {
+        paths::runtime_file(&self.runtime_dir, configuration, "state")
     }
 
     /// Whether a device of that configuration can have that path.

@@ -70,6 +70,33 @@ fn what_was_left_is_cleaned_up_at_once_though_nobody_comes() {
 }
 
 #[test]
+fn a_stop_that_a_killed_server_began_is_over_before_it_runs_again() {
+    let (server, sharing) = attached();
+    server.write_hook(
+        "echo begin >>calls; while [ ! -e go ]; do sleep 0.02; done; sleep 0.3; echo end >>calls",
+    );
+    sharing.signal(Signal::INT);
+    wait_for("stop", || calls(&server).contains("begin").then_some(()));
+    // Its standard error lasts as long as its helper, so its end is not waited for.
+    server.process.signal(Signal::KILL);
+    let Server {
+        folder, process, ..
+    } = server;
+    drop((process, sharing));
+    let server = Server::again(folder);
+    wait_for("the next server", || {
+        let said = server.process.said();
+        said.contains("calling it now").then_some(())
+    });
+    std::fs::write(server.folder.path().join("go"), "").unwrap();
+    wait_for("the end of the clean-up", || {
+        (calls(&server).matches("end").count() == 2).then_some(())
+    });
+    assert_eq!(calls(&server), "start attached\nbegin\nend\nbegin\nend\n");
+    stop(server);
+}
+
+#[test]
 fn a_session_on_a_socket_is_not_noted() {
     let (server, _sharing) = attached();
     assert!(!record(&server.folder).exists());
