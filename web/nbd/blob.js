@@ -17,7 +17,7 @@ const SEQUENCES = 4;
 
 /**
  * A Blob's bytes: by slices, which a browser takes about a millisecond for, whatever their length;
- * and for long reads in a row by a stream, which takes half of the processor's time.
+ * and for long reads in a row by a stream, which takes less of the processor's time.
  */
 export class BlobReader {
   #blob;
