@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    HeaderMap, Method, Request, Response, StatusCode, Uri, Version,
     body::Incoming,
     header::{self, HeaderValue},
     upgrade::OnUpgrade,
@@ -136,6 +136,7 @@ impl Applicant {
 /// A handshake that is none (RFC 6455, section 4.2).
 #[derive(Debug)]
 enum BadHandshake {
+    Http,
     Method,
     Version,
     Key,
@@ -145,6 +146,7 @@ impl BadHandshake {
     fn response(&self) -> Response<Body> {
         let bad = |sentence| http::error(StatusCode::BAD_REQUEST, sentence);
         match self {
+            Self::Http => bad("a WebSocket is opened by HTTP/1.1"),
             Self::Method => bad("a WebSocket is opened with GET"),
             Self::Key => bad("the Sec-WebSocket-Key is not 16 bytes in base64"),
             Self::Version => {
@@ -169,6 +171,10 @@ fn accept_key<B>(request: &Request<B>) -> Result<String, BadHandshake> {
             .map(HeaderValue::as_bytes)
             .unwrap_or_default()
     };
+    // hyper would announce the change of protocol and then end the connection.
+    if request.version() < Version::HTTP_11 {
+        return Err(BadHandshake::Http);
+    }
     if request.method() != Method::GET {
         return Err(BadHandshake::Method);
     }
@@ -370,6 +376,18 @@ mod tests {
             accept_key(&request).unwrap(),
             "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
         );
+    }
+
+    #[test]
+    fn an_upgrade_by_http_1_0_is_refused() {
+        let request = Request::builder()
+            .version(Version::HTTP_10)
+            .header(header::SEC_WEBSOCKET_VERSION, "13")
+            .header(header::SEC_WEBSOCKET_KEY, "dGhlIHNhbXBsZSBub25jZQ==")
+            .body(())
+            .unwrap();
+        let refusal = accept_key(&request).unwrap_err();
+        assert_eq!(refusal.response().status(), StatusCode::BAD_REQUEST);
     }
 
     #[test]
