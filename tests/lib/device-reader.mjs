@@ -64,6 +64,8 @@ export class DeviceReader {
   static async start(setting, depth = 16) {
     const { folder, guest } = setting;
     const told = `${folder}/told`;
+    // Neighbours that wait together would become one request, and so fewer than `depth` be in flight.
+    await guest.run("echo 2 > /sys/block/nbd0/queue/nomerges");
     await guest.write(`${folder}/reader.py`, READER);
     return new DeviceReader(
       await setting.start(`python3 ${folder}/reader.py /dev/nbd0 ${told} ${depth}`),
