@@ -130,7 +130,7 @@ export function reduce(state, event, at) {
     case "digest":
       return withKnowledge(state, event.image, { digest: event.digest });
     case "memos":
-      return followingOffer({ ...state, memos: event.memos });
+      return followingOffer(withRecalled(state, event.memos));
     case "remember":
       return remembered(state, event.memo);
     case "eject":
@@ -214,6 +214,18 @@ function followingOffer(state) {
   if (next.picked || next.draft.image !== null || ours.length > 0) return next;
   const waiting = next.configurations.find(({ name }) => offerAt(next, name) !== null);
   return waiting ? { ...next, chosen: waiting.name } : next;
+}
+
+/**
+ * What the browser remembers from before, which may take it a while: what this tab serves by now is newer.
+ * @param {State} state
+ * @param {Memo[]} memos
+ * @returns {State}
+ */
+function withRecalled(state, memos) {
+  const newer = new Set(state.memos.map(({ configuration }) => configuration));
+  const older = memos.filter(({ configuration }) => !newer.has(configuration));
+  return { ...state, memos: [...older, ...state.memos] };
 }
 
 /** @param {State} state @param {Memo} memo @returns {State} */

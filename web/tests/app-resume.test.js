@@ -111,6 +111,15 @@ test("a late word of the time before does not forget what this tab serves", () =
   assert.deepEqual(state.memos, [MEMO]);
 });
 
+test("what the browser recalls late takes nothing from what this tab serves by now", () => {
+  const memo = { ...MEMO, session: "cd".repeat(16) };
+  const begun = after(OPEN, CHOSEN, { type: "start" }, { type: "remember", memo });
+  assert.deepEqual(reduce(begun, { type: "memos", memos: [] }, 9).memos, [memo]);
+  const other = { ...MEMO, configuration: "gone" };
+  const state = reduce(begun, { type: "memos", memos: [MEMO, other] }, 9);
+  assert.deepEqual(state.memos, [other, memo]);
+});
+
 test("the time that is left goes on between the server's words", () => {
   const offer = offerAt(after(OPEN, MEMOS), "lab");
   assert.ok(offer);
