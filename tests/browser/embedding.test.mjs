@@ -70,10 +70,12 @@ for (const name of /** @type {const} */ (["chromium", "firefox", "webkit"])) {
     const server = await serve(t, { 0: { device: "unix:" } });
     const image = await noise(join(server.folder, "image"), 1 << 20);
     const tab = await (await browser(t, name)).open(server.address.replace("/#", "/lite.html#"));
-    await tab.choose("input", image);
-    const { device } = await server.attached("0");
-    await same(image, device);
     const status = () => tab.evaluate(`document.querySelector("output").value`);
+    await tab.choose("input", image);
+    const { device } = await server.attached("0").catch(async (error) => {
+      assert.fail(`${error.message}\nthe page says: ${await status()}\n${server.messages()}`);
+    });
+    await same(image, device);
     await waitFor("the page names the device", async () => (await status()).includes(device));
     await tab.click("button");
     await server.detached("0");

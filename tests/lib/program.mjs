@@ -111,7 +111,8 @@ export class Server {
   async attached(name) {
     return waitFor(`configuration ${name} is attached`, async () => {
       const session = await this.session(name);
-      return session?.state === "attached" && session;
+      if (session?.state === "attached") return session;
+      throw new Error(`its session is ${JSON.stringify(session)}`);
     });
   }
 

@@ -36,7 +36,27 @@ async function begin(t, tab, server, image) {
   const { device } = await server.attached("0");
   const reader = new Reader(t, `nbd+unix:///?socket=${device}`);
   await reader.moves();
+  await remembered(tab);
   return reader;
+}
+
+/**
+ * Waits until the browser has written down what a later page needs to go on: a tab that is closed sooner leaves nothing.
+ *
+ * @param {Tab} tab
+ */
+async function remembered(tab) {
+  const memos = `new Promise((resolve, reject) => {
+    const opening = indexedDB.open("nbd-proxy");
+    opening.onerror = () => reject(opening.error);
+    opening.onsuccess = () => {
+      const counting = opening.result.transaction("sessions").objectStore("sessions").count();
+      counting.onerror = () => reject(counting.error);
+      counting.onsuccess = () => resolve(counting.result);
+      opening.result.close();
+    };
+  })`;
+  await waitFor("the browser remembers the session", () => tab.evaluate(memos));
 }
 
 /** @param {Reader} reader @param {string} image */
@@ -101,7 +121,6 @@ for (const name of BROWSERS) {
     await ready(tab);
     const reader = await begin(t, tab, server, image);
     const { since } = await server.session("0");
-    await sleep(1000);
     await first.signal("SIGKILL");
     await held(server);
 
