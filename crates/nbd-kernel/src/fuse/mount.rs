@@ -143,17 +143,23 @@ fn mount_by_helper(options: &MountOptions<'_>) -> Result<OwnedFd> {
         .spawn()
         .doing("run fusermount3 (Debian's package fuse3)")?;
     drop(theirs);
-    // One message with one byte, or none.
-    let device = descriptors::receive(&ours, &mut [0]).map(|received| received.descriptor);
     let complaint = finish(child)?;
-    let device = match device {
-        Ok(Some(device)) => device,
-        Ok(None) => return Err(io::Error::other(complaint)).doing("mount by fusermount3"),
-        Err(e) => return Err(e).doing("receive the mount from fusermount3"),
+    let Some(device) = sent_to(&ours).doing("receive the mount from fusermount3")? else {
+        return Err(io::Error::other(complaint)).doing("mount by fusermount3");
     };
     fcntl_setfd(&device, FdFlags::CLOEXEC).doing_to("use", "/dev/fuse")?;
     rustix::io::ioctl_fionbio(&device, true).doing_to("use", "/dev/fuse")?;
     Ok(device)
+}
+
+/// What the helper, which has ended, has sent: one message with a descriptor, or none. That is not waited for, since a
+/// program that was started meanwhile may have inherited the other end.
+fn sent_to(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    socket.set_nonblocking(true)?;
+    match descriptors::receive(socket, &mut [0]) {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        result => Ok(result?.descriptor),
+    }
 }
 
 fn unmount_by_helper(mount_point: &Path) -> Result<()> {
@@ -176,4 +182,28 @@ fn unmount_by_helper(mount_point: &Path) -> Result<()> {
 fn finish(child: Child) -> Result<String> {
     let output = child.wait_with_output().doing("wait for fusermount3")?;
     Ok(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_helper_that_sent_nothing_is_not_waited_for_whoever_has_its_socket() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        assert!(sent_to(&ours).unwrap().is_none());
+        drop(theirs);
+        assert!(sent_to(&ours).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_helper_that_has_ended_has_left_its_descriptor() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (device, _) = UnixStream::pair().unwrap();
+        descriptors::send(&theirs, &[0], Some(device.as_fd())).unwrap();
+        drop(theirs);
+        assert!(sent_to(&ours).unwrap().is_some());
+    }
 }
