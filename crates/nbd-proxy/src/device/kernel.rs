@@ -33,6 +33,8 @@ use super::{
     client::{self, ClientEnd},
     users::{self, poll_until},
 };
+#[cfg(feature = "serve")]
+use crate::device::tasks;
 use crate::privileged;
 
 /// What the kernel sees, in bytes.
@@ -43,8 +45,6 @@ const POLITE: Duration = Duration::from_secs(1);
 const DETACH_LIMIT: Duration = Duration::from_secs(3);
 const FREE_LIMIT: Duration = Duration::from_millis(200);
 const DRAIN_POLL: Duration = Duration::from_millis(250);
-#[cfg(feature = "serve")]
-const LEAVE_POLL: Duration = Duration::from_millis(1);
 
 /// An attached `/dev/nbdN`. Detached when dropped.
 #[derive(Debug)]
@@ -94,10 +94,7 @@ impl KernelDevice {
     #[cfg(feature = "serve")]
     pub(crate) async fn leave(&self) {
         self.serving.leaving.store(true, Ordering::Release);
-        self.serving.task.abort();
-        while !self.serving.task.is_finished() {
-            sleep(LEAVE_POLL).await;
-        }
+        tasks::end(&self.serving.task).await;
         self.attachment.leave();
     }
 

@@ -17,6 +17,7 @@ pub(crate) mod kernel;
 #[cfg(feature = "fuse")]
 pub(crate) mod loopdev;
 pub(crate) mod socket;
+mod tasks;
 #[cfg(test)]
 mod testing;
 mod users;

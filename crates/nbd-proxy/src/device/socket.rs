@@ -26,7 +26,7 @@ use super::{
     budget::Inlet,
     client::{self, ClientError},
     guard::Guard,
-    users,
+    tasks, users,
 };
 use crate::{config::TlsFiles, paths, report::Kind};
 
@@ -99,6 +99,8 @@ impl SocketDevice {
             });
         }
         self.close();
+        // The listening socket goes with the task: whoever comes next may want the same port.
+        tasks::end(&self.acceptor).await;
         Ok(Detached::Free)
     }
 
@@ -395,3 +397,6 @@ impl Drop for Entry {
         self.clients.left.notify_waiters();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -152,6 +152,8 @@ pub(super) fn listen_at(path: &Path) -> Result<(UnixListener, SocketFile), Devic
             path.display()
         )));
     }
+    // One of ours by its name: of a process that was killed on the way, and whose number we have got.
+    let _ = fs::remove_file(&part);
     let socket = bind(&part).map_err(failed())?;
     let placed = put_in_place(&socket, &part, path).map_err(failed());
     if placed.is_err() {
