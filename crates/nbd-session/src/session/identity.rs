@@ -4,7 +4,7 @@ use nbd::Export;
 use nbd::wire::TransmissionFlags;
 
 use super::config::{LinkKind, SessionConfig};
-use super::link::HEADROOM;
+use super::flight::HEADROOM;
 use crate::control::{ImageInfo, printable};
 use crate::reason::Fault;
 

@@ -1,32 +1,22 @@
 //! One link: how far it is, what is on its way on it, and when the peer must have spoken.
 
 use std::collections::{HashMap, VecDeque};
-use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use nbd::client::{Handshake, HandshakeOptions, ReplyEvent, Transmission};
 use nbd::wire::CommandFlags;
-use nbd::{Command, Export, Extent, Failure, Reply};
+use nbd::{Command, Export, Failure, Reply};
 
 use super::assembly::Assembly;
 use super::config::{LinkId, LinkKind, SessionConfig};
-use super::pace::{Departure, Pace};
+use super::flight::{Arrival, Flight, Job, Landing, cost};
+use super::pace::Pace;
 use super::patience::Patience;
-use super::replay::Watermark;
 use super::requests::is_small_read;
-use super::seen::Block;
 use crate::control::ImageInfo;
 use crate::reason::Fault;
 
-/// What a small reply takes besides its header, in bytes: the most that is expected for a BLOCK_STATUS.
-const EXTENTS: u64 = 4096;
-/// A simple reply's header, in bytes.
-const SIMPLE_HEADER: u64 = 16;
-/// The headers of a structured reply to a READ in one chunk, in bytes: of the chunk, and the data's offset.
-const CHUNK_HEADERS: u64 = 20 + 8;
-/// A request's header, in bytes.
-const REQUEST_HEADER: u64 = 28;
 /// Requests that were given up on this link; with this many it answers too little to be kept.
 const MAX_ABANDONED: usize = 16;
 
@@ -36,35 +26,6 @@ const OWN: usize = 64 << 10;
 /// which image it serves, that it goes, and what later versions add.
 const TEXTS: u32 = 100;
 const TEXT_PACE: Duration = Duration::from_millis(100);
-
-/// Headers of a request and of its reply never take more than this, in bytes.
-pub(super) const HEADROOM: u64 = REQUEST_HEADER + CHUNK_HEADERS;
-
-/// Why something was asked.
-#[derive(Debug)]
-pub(super) enum Job {
-    /// To see whether the image is the session's.
-    Compare(Block),
-    /// To do an answered write again: its number in the log.
-    Replay(u64),
-    /// To see the first or last block of the image, for later links.
-    Edge(Range<u64>),
-    /// To make room in the log.
-    Flush(Moment),
-    /// The device asked: the request's number.
-    Request(u64, Moment),
-    /// Given up: the answer means nothing any more.
-    Abandoned,
-}
-
-/// What had been written when a request was sent.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Moment {
-    /// How many writing commands were sent, if all of them were answered.
-    pub(super) settled: Option<u64>,
-    /// Which writing commands were answered.
-    pub(super) answered: Watermark,
-}
 
 /// How far a link is.
 #[derive(Debug)]
@@ -105,34 +66,6 @@ pub(super) struct Link {
     beaten: Instant,
     /// When all text messages so far would have come, at their pace.
     texts: Instant,
-}
-
-/// One request on its way.
-#[derive(Debug)]
-struct Flight {
-    job: Job,
-    cost: u64,
-    departure: Departure,
-    /// Its bytes are passed on as they come.
-    is_streamed: bool,
-    assembly: Option<Assembly>,
-    extents: Option<Vec<Extent>>,
-}
-
-/// What has come of a flight.
-#[derive(Debug)]
-pub(super) enum Arrival {
-    /// Bytes of the request with this number, which is streamed: offset and data.
-    Data(u64, u64, Bytes),
-    /// All of it.
-    Landed(Landing),
-}
-
-/// A flight has landed.
-#[derive(Debug)]
-pub(super) struct Landing {
-    pub(super) job: Job,
-    pub(super) result: Result<Reply, Failure>,
 }
 
 impl Link {
@@ -478,23 +411,9 @@ impl Link {
         })
     }
 
-    /// What asking `command` puts on its way, in both directions, in bytes.
     fn cost(&self, command: &Command) -> u64 {
-        let structured = self
-            .transmission
-            .as_ref()
-            .is_some_and(|t| t.negotiated().structured_replies);
-        let header = if structured {
-            CHUNK_HEADERS
-        } else {
-            SIMPLE_HEADER
-        };
-        match command {
-            Command::Read { length, .. } => header + u64::from(*length),
-            Command::Write { data, .. } => header + REQUEST_HEADER + data.len() as u64,
-            Command::BlockStatus { .. } => header + EXTENTS,
-            _ => header,
-        }
+        let structured = |transmission: &Transmission| transmission.negotiated().structured_replies;
+        cost(command, self.transmission.as_ref().is_some_and(structured))
     }
 
     fn assembly_of(&mut self, cookie: u64) -> Option<&mut Assembly> {

@@ -3,13 +3,16 @@
 mod assembly;
 mod challenge;
 mod config;
+mod flight;
 mod identity;
+mod life;
 mod link;
 mod pace;
 mod patience;
 mod replay;
 mod requests;
 mod seen;
+mod sending;
 mod serve;
 mod snapshot;
 
@@ -18,24 +21,20 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use nbd::wire::{CommandFlags, Errno};
-use nbd::{Command, Export, Reply};
+use nbd::{Command, Export};
 
 pub use config::{
     Closing, LinkId, LinkKind, Output, RequestId, SessionConfig, SessionEvent, StoreAction, StoreId,
 };
 pub use snapshot::{RestoreError, Snapshot};
 
-use crate::control::{DevicePhase, DeviceState, ImageInfo, KeepState, PageMessage, ServerMessage};
+use crate::control::{DevicePhase, ImageInfo, KeepState, PageMessage, ServerMessage};
 use crate::reason::{EndReason, Fault, close};
-use crate::volume::SECTOR;
 use identity::Identity;
 use link::Link;
 use replay::ReplayLog;
 use requests::Requests;
 use seen::Seen;
-
-/// The longest reason of a close frame, in bytes (RFC 6455, sections 5.5 and 5.5.1).
-const MAX_CLOSE_REASON: usize = 123;
 
 /// One image, from its first link until it ends. It outlives its links: while there is none, requests wait.
 ///
@@ -421,176 +420,5 @@ impl Session {
             }
             PageMessage::Unknown => Ok(()),
         }
-    }
-
-    /// The peer said `bye`.
-    fn say_farewell(&mut self, now: Instant) {
-        match self.state {
-            State::Opening => self.finish(EndReason::Bye),
-            State::Held { .. } | State::Alone => {
-                let Fault { code, reason } = Fault::early_bye();
-                self.lose_link(now, &reason, Some(code));
-            }
-            State::Served if self.ending.is_none() => {
-                self.ending = Some(EndReason::Bye);
-                self.outputs
-                    .push_back(Output::Event(SessionEvent::Ending(EndReason::Bye)));
-            }
-            State::Served | State::Ended => {}
-        }
-    }
-
-    /// Closes the link because of what its peer did.
-    fn fail_link(&mut self, now: Instant, fault: &Fault) {
-        if self.state == State::Opening {
-            if let Some(link) = self.link.take() {
-                self.close(link.id, fault.code, &fault.reason);
-            }
-            return self.finish(fault.end_reason());
-        }
-        self.lose_link(now, &fault.reason, Some(fault.code));
-    }
-
-    /// Goes on without the link, which is closed with `code` unless it is gone already.
-    fn lose_link(&mut self, now: Instant, cause: &str, code: Option<u16>) {
-        let Some(link) = self.link.take() else { return };
-        if let Some(code) = code {
-            self.close(link.id, code, cause);
-        }
-        self.requests.requeue();
-        self.miss_link(now, cause.into());
-    }
-
-    /// There is no link: the session ends, waits, or goes on.
-    fn miss_link(&mut self, now: Instant, cause: String) {
-        match (self.state, self.ending.clone()) {
-            (State::Ended | State::Alone, _) => {}
-            (State::Served, _) if self.independent => self.wait(now, cause),
-            (_, Some(reason)) => self.finish(reason),
-            (State::Opening, _) => self.finish(EndReason::LinkLost(cause)),
-            _ if self.config.hold.is_zero() => self.finish(EndReason::LinkLost(cause)),
-            (State::Served, _) => self.wait(now + self.config.hold, cause),
-            (State::Held { .. }, _) => {}
-        }
-    }
-
-    /// Waits for a link until then, or for none where none is needed.
-    fn wait(&mut self, until: Instant, reason: String) {
-        let event = if self.independent {
-            self.state = State::Alone;
-            SessionEvent::Alone { reason }
-        } else {
-            self.state = State::Held { until };
-            SessionEvent::Held { until, reason }
-        };
-        self.outputs.push_back(Output::Event(event));
-    }
-
-    /// The link has shown that it serves the session's image.
-    fn resume(&mut self, now: Instant) {
-        if let Some(link) = &self.link
-            && self.state != State::Served
-        {
-            let resumed = SessionEvent::Resumed { link: link.id };
-            self.outputs.push_back(Output::Event(resumed));
-        }
-        self.state = State::Served;
-        self.resumed = true;
-        self.send_state(now);
-    }
-
-    /// Ends: answers what is unanswered, says goodbye.
-    fn finish(&mut self, reason: EndReason) {
-        if self.state == State::Ended {
-            return;
-        }
-        self.state = State::Ended;
-        self.log.clear();
-        for request in self.requests.take_all() {
-            self.outputs.push_back(Output::Complete {
-                request: request.id,
-                result: Err(Errno::EIO),
-            });
-        }
-        self.send_text(&ServerMessage::End {
-            reason: reason.word().into(),
-            message: reason.to_string(),
-        });
-        if let Some(mut link) = self.link.take() {
-            let goodbye = if link.is_trusted() {
-                link.disconnect()
-            } else {
-                Vec::new()
-            };
-            self.send_bytes(link.id, goodbye);
-            self.close(link.id, reason.close_code(), &reason.to_string());
-        }
-        if let Some(link) = self.challenger.take() {
-            self.close(link.id, close::GOING_AWAY, "the session has ended");
-        }
-        self.outputs
-            .push_back(Output::Event(SessionEvent::Ended(reason)));
-    }
-
-    fn complete(&mut self, request: RequestId, result: Result<Reply, Errno>) {
-        self.outputs.push_back(Output::Complete { request, result });
-    }
-
-    fn send_bytes(&mut self, link: LinkId, parts: Vec<Bytes>) {
-        self.outputs
-            .extend(parts.into_iter().map(|data| Output::Send { link, data }));
-    }
-
-    /// Sends a text message, if the link carries them.
-    fn send_text(&mut self, message: &ServerMessage) {
-        if let Some(link) = self.link.as_ref().filter(|link| link.kind == LinkKind::V1) {
-            self.outputs.push_back(Output::SendText {
-                link: link.id,
-                text: message.encode(),
-            });
-        }
-    }
-
-    /// Tells the peer what has become of its image, once it has said which it is. That the session goes on is no news
-    /// for a link that has not shown yet that it serves the same image: while none is needed there is none to tell.
-    fn send_state(&mut self, now: Instant) {
-        let has_announced = self.link.as_ref().is_some_and(|link| link.image.is_some());
-        if !has_announced || self.state == State::Alone {
-            return;
-        }
-        let seconds_left = match self.state {
-            State::Held { until } => Some(until.saturating_duration_since(now).as_secs()),
-            _ => None,
-        };
-        self.send_text(&ServerMessage::State(DeviceState {
-            phase: if seconds_left.is_some() {
-                DevicePhase::Held
-            } else {
-                self.phase
-            },
-            configuration: self.config.configuration.clone(),
-            device: self.device.clone(),
-            size: self
-                .export()
-                .map_or(0, |export| export.size.next_multiple_of(SECTOR)),
-            read_only: self.export().is_none_or(Export::is_read_only),
-            resumed: self.resumed && self.state == State::Served,
-            seconds_left,
-            hold: self.config.hold.as_secs(),
-            keep: self.keep.clone(),
-        }));
-    }
-
-    fn close(&mut self, link: LinkId, code: u16, reason: &str) {
-        let fits = |end: &usize| reason.is_char_boundary(*end);
-        let end = (0..=reason.len().min(MAX_CLOSE_REASON))
-            .rev()
-            .find(fits)
-            .unwrap_or(0);
-        self.outputs.push_back(Output::Close {
-            link,
-            code,
-            reason: reason[..end].into(),
-        });
     }
 }

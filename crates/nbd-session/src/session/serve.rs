@@ -7,8 +7,9 @@ use nbd::wire::{CommandFlags, Errno, TransmissionFlags};
 use nbd::{Command, Failure, Reply};
 
 use super::config::{LinkKind, Output, SessionEvent};
+use super::flight::{Arrival, Job, Landing, Moment};
 use super::identity::Identity;
-use super::link::{Arrival, Job, Landing, Moment, Stage};
+use super::link::Stage;
 use super::replay::ReplayLog;
 use super::requests::{Request, range_of};
 use super::seen::{self, Block};
