@@ -109,8 +109,9 @@ pub enum Output {
         /// For people.
         reason: String,
     },
-    /// Bytes of a READ that was submitted to be streamed, ahead of its answer, in order and without gaps. After a
-    /// loss they may come again from the beginning. Never from a [`Volume`](crate::Volume).
+    /// Bytes of a READ that was submitted to be streamed, ahead of its answer, which has them as well: only those that
+    /// no error can take back, so there may be gaps before them. After a loss they may come again from the beginning.
+    /// Never from a [`Volume`](crate::Volume).
     Arrived {
         /// Which request.
         request: RequestId,
