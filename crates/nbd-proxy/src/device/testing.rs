@@ -36,7 +36,7 @@ impl Bench {
         let (events, reported) = mpsc::unbounded_channel();
         let (silence, silent) = oneshot::channel();
         tokio::spawn(answer(inbox, image.clone(), silent));
-        let geometry = geometry(&image);
+        let geometry = geometry(u64::try_from(image.len()).unwrap());
         let request = AttachRequest {
             name: "0".into(),
             session: "0123456789abcdef".into(),
@@ -74,8 +74,8 @@ impl Bench {
     }
 }
 
-fn geometry(image: &[u8]) -> Geometry {
-    let size = u64::try_from(image.len()).unwrap();
+/// Of a read-only image of `size` bytes.
+pub(super) fn geometry(size: u64) -> Geometry {
     Geometry {
         image_size: size,
         size: size.next_multiple_of(512),

@@ -1,16 +1,18 @@
 //! Clients that ask for much and read little. The clock is tokio's, and goes on when all wait.
 
 use nbd::{
-    Payload,
+    Command, Payload, Reply,
     client::{Handshake as ClientHandshake, HandshakeOptions, Transmission as ClientTransmission},
-    wire::Errno,
+    wire::{CommandFlags, Errno},
 };
 use tokio::{
     io::{DuplexStream, duplex},
+    sync::mpsc,
     task::JoinHandle,
 };
 
-use super::{super::budget::BUDGET, *};
+use super::*;
+use crate::device::{DeviceRequest, budget::BUDGET, testing};
 
 /// What one client asks for at a time.
 const REQUEST: u32 = 16 << 20;
@@ -18,19 +20,9 @@ const CROWD: usize = 64;
 
 fn geometry() -> Geometry {
     Geometry {
-        image_size: 1 << 30,
-        size: 1 << 30,
         read_only: false,
-        name: "test.img".into(),
-        description: None,
-        minimum_block: 1,
         can_flush: true,
-        can_fua: false,
-        can_trim: false,
-        can_write_zeroes: false,
-        can_fast_zero: false,
-        can_cache: false,
-        rotational: false,
+        ..testing::geometry(1 << 30)
     }
 }
 
