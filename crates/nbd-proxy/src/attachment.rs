@@ -36,6 +36,9 @@ use crate::{
 
 /// How long an eject by force may take before it is answered: who asked has the answer within 5 s.
 const FORCED_EJECT: Duration = Duration::from_millis(4500);
+/// How long a device may take to detach, or to finish attaching, when its session is over: much longer than a slow
+/// machine needs, and less than a server that is told to end waits for its sessions.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// More than the headers of a request and of its answer, in bytes.
 #[cfg(feature = "serve")]
@@ -190,7 +193,7 @@ impl Settings {
                 cache: configuration.cache.unwrap_or(limits.cache),
                 device_memory: limits.device_memory,
             },
-            patience: FORCED_EJECT,
+            patience: PATIENCE,
             runtime_dir,
             audit: Audit::off(),
         }

@@ -42,7 +42,7 @@ const BLOCK_SIZE: u32 = 512;
 /// After this long a detach that waits for us to read gets its socket closed instead.
 const POLITE: Duration = Duration::from_secs(1);
 /// A detach takes this long at most, and then a moment to see whether the device is free: bmcweb waits for us.
-const DETACH_LIMIT: Duration = Duration::from_secs(3);
+const DETACH_LIMIT: Duration = Duration::from_secs(5);
 const FREE_LIMIT: Duration = Duration::from_millis(200);
 const DRAIN_POLL: Duration = Duration::from_millis(250);
 
