@@ -20,7 +20,7 @@ use tokio::{
 use super::*;
 use crate::{
     config::Strictness,
-    link::{self, EVENT_QUEUE, LinkCommand, LinkEvent},
+    link::{self, LinkCommand, LinkEvent, events},
 };
 
 const SIZE: usize = 64 << 10;
@@ -121,14 +121,14 @@ impl Rig {
 
 /// Serves an image of zeroes over a link.
 struct Page {
-    events: mpsc::Sender<LinkEvent>,
+    events: events::Sender,
     /// Gives the link's close code when it ends.
     task: JoinHandle<Option<u16>>,
 }
 
 impl Page {
     fn new(size: usize) -> (Link, Self) {
-        let (events, inbox) = mpsc::channel(EVENT_QUEUE);
+        let (events, inbox) = events::queue(1 << 20);
         let (outbox, commands) = mpsc::unbounded_channel();
         let task = tokio::spawn(serve_zeroes(size, events.clone(), commands));
         let link = Link {
@@ -152,7 +152,7 @@ impl Page {
 
 async fn serve_zeroes(
     size: usize,
-    events: mpsc::Sender<LinkEvent>,
+    events: events::Sender,
     mut commands: mpsc::UnboundedReceiver<LinkCommand>,
 ) -> Option<u16> {
     let export = Export {
@@ -200,7 +200,7 @@ async fn serve_zeroes(
                 Some(transmission) => transmission.handle_input(data),
                 None => handshake.handle_input(data).unwrap(),
             },
-            LinkCommand::Text(_) => {}
+            LinkCommand::Text(_) | LinkCommand::Trust => {}
             LinkCommand::Close { code, .. } | LinkCommand::Cut { code, .. } => return Some(code),
         }
     }

@@ -30,7 +30,7 @@ use crate::{
     claim::Claim,
     device::{DeviceEvent, DeviceRequest, REQUEST_QUEUE, ReplySlot},
     keep::{Keeper, Kept},
-    link::{self, Link, LinkCommand, LinkEvent, Peer},
+    link::{self, Events, Link, LinkCommand, LinkEvent, Peer},
     report::Kind,
 };
 
@@ -68,7 +68,7 @@ pub(super) struct Worker {
 
 struct LiveLink {
     id: LinkId,
-    events: mpsc::Receiver<LinkEvent>,
+    events: Events,
     commands: mpsc::UnboundedSender<LinkCommand>,
     peer: Peer,
 }
@@ -166,9 +166,7 @@ impl Worker {
         };
         let link = poll_fn(|context| {
             let ready = self.links.iter_mut().find_map(|link| {
-                let polled = link
-                    .events
-                    .poll_recv_many(context, &mut self.link_batch, BATCH);
+                let polled = link.events.poll_many(context, &mut self.link_batch, BATCH);
                 polled.is_ready().then_some(link.id)
             });
             ready.map_or(Poll::Pending, Poll::Ready)
@@ -363,6 +361,10 @@ impl Worker {
         match event {
             SessionEvent::Ready(_) => {
                 self.life.ready = true;
+                // There is no other yet.
+                if let Some(link) = self.links.first() {
+                    self.command(link.id, LinkCommand::Trust);
+                }
                 self.board
                     .set_image(self.volume.image().cloned(), self.volume.geometry());
             }
@@ -376,6 +378,7 @@ impl Worker {
                 self.drain(now);
             }
             SessionEvent::TakenOver { link } => {
+                self.command(link, LinkCommand::Trust);
                 self.show_peer(link);
                 self.lines.information(format_args!(
                     "configuration {:?}: taken over from {}",
@@ -385,6 +388,7 @@ impl Worker {
                 self.audit(AuditEvent::TakenOver);
             }
             SessionEvent::Resumed { link } => {
+                self.command(link, LinkCommand::Trust);
                 self.show_peer(link);
                 self.lines.information(format_args!(
                     "configuration {:?}: resumed",

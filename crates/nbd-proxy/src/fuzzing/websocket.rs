@@ -143,7 +143,10 @@ impl Machine {
                     Ok(Reply::Data(data)) => Some(data.to_bytes().to_vec()),
                     _ => None,
                 }),
-                Output::Event(SessionEvent::Ready(export)) => self.read(export.size),
+                Output::Event(SessionEvent::Ready(export)) => {
+                    let _ = self.link.commands.send(LinkCommand::Trust);
+                    self.read(export.size);
+                }
                 Output::Event(SessionEvent::Ended(reason)) => {
                     self.received.ended = Some(reason.to_string());
                 }

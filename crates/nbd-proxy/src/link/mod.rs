@@ -1,5 +1,6 @@
 //! Links: one connection each to whoever serves the image. A link moves bytes and knows nothing of NBD.
 
+pub(crate) mod events;
 pub(crate) mod stdio;
 #[cfg(feature = "serve")]
 pub(crate) mod websocket;
@@ -8,11 +9,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+pub(crate) use events::Events;
 pub(crate) use nbd_session::{Closing, LinkKind, close::IN_USE};
-
-/// How many events a link may be ahead of its attachment. The attachment always drains its links, whatever its device
-/// does, so this only bounds what a peer that sends without being asked can make us hold.
-pub(crate) const EVENT_QUEUE: usize = 32;
 
 /// What a link reports.
 #[derive(Debug)]
@@ -34,6 +32,9 @@ pub(crate) enum LinkCommand {
     Data(Bytes),
     /// One text message of a `v=1` link.
     Text(String),
+    /// Its peer has shown the session's image: a message may be as long as the answers that it will be asked for. Plain
+    /// byte streams have no messages.
+    Trust,
     /// Send what is queued, then close. Plain byte streams have no place for the code and the reason.
     Close {
         /// Status code of the WebSocket close frame.
@@ -57,8 +58,8 @@ pub(crate) enum LinkCommand {
 pub(crate) struct Link {
     /// Whether text messages are spoken.
     pub(crate) kind: LinkKind,
-    /// From the peer; [`EVENT_QUEUE`] long.
-    pub(crate) events: mpsc::Receiver<LinkEvent>,
+    /// From the peer.
+    pub(crate) events: Events,
     /// To the peer. Unbounded because the session bounds it: requests carry no payload to a read-only image, and what
     /// is in flight is limited.
     pub(crate) commands: mpsc::UnboundedSender<LinkCommand>,

@@ -19,10 +19,14 @@ use rustix::{
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::unix::pipe::{OpenOptions, Receiver, Sender},
+    runtime::Handle,
     sync::{mpsc, oneshot},
 };
 
-use super::{Closing, EVENT_QUEUE, Link, LinkCommand, LinkEvent, LinkKind, Peer};
+use super::{
+    Closing, Link, LinkCommand, LinkEvent, LinkKind, Peer,
+    events::{self, Sender as Events},
+};
 
 /// What the pipe that we read from is to hold, in bytes: a whole burst of replies, so that whoever writes to it does
 /// not have to wait. Also the most that a process without privileges may ask for by default.
@@ -32,10 +36,12 @@ const CHUNK: usize = 128 << 10;
 const CHUNK_END: usize = 16 << 10;
 /// How many bytes of output are gathered for one write.
 const GATHER: usize = 64 << 10;
+/// How many bytes may have been read ahead of the attachment: more than is ever asked for at once.
+const AHEAD: u32 = 1 << 20;
 
 /// What is left to do with a link over standard input and output.
 pub(crate) struct Ends {
-    events: mpsc::Sender<LinkEvent>,
+    events: Events,
     written: oneshot::Receiver<()>,
 }
 
@@ -55,7 +61,7 @@ impl Ends {
 /// Makes standard input and output a link.
 pub(crate) fn open() -> io::Result<(Link, Ends)> {
     enlarge_pipe(rustix::stdio::stdin());
-    let (events, inbox) = mpsc::channel(EVENT_QUEUE);
+    let (events, inbox) = events::queue(AHEAD);
     let (outbox, commands) = mpsc::unbounded_channel();
     let (done, written) = oneshot::channel();
     begin_reading(events.clone())?;
@@ -72,7 +78,7 @@ pub(crate) fn open() -> io::Result<(Link, Ends)> {
     Ok((link, Ends { events, written }))
 }
 
-fn begin_reading(events: mpsc::Sender<LinkEvent>) -> io::Result<()> {
+fn begin_reading(events: Events) -> io::Result<()> {
     let stdin = rustix::stdio::stdin();
     if let Some(path) = path_of_pipe(stdin)
         && let Ok(pipe) = OpenOptions::new().open_receiver(path)
@@ -80,13 +86,16 @@ fn begin_reading(events: mpsc::Sender<LinkEvent>) -> io::Result<()> {
         tokio::spawn(receive(pipe, events));
         return Ok(());
     }
+    let runtime = Handle::current();
     let thread = thread::Builder::new().name("stdin".into());
-    thread.spawn(move || read(stdin, &events)).map(drop)
+    thread
+        .spawn(move || read(stdin, &events, &runtime))
+        .map(drop)
 }
 
 fn begin_writing(
     commands: mpsc::UnboundedReceiver<LinkCommand>,
-    events: mpsc::Sender<LinkEvent>,
+    events: Events,
     done: oneshot::Sender<()>,
 ) -> io::Result<()> {
     let stdout = rustix::stdio::stdout();
@@ -102,11 +111,12 @@ fn begin_writing(
         });
         return Ok(());
     }
+    let runtime = Handle::current();
     let work = move || {
         let closing = write(stdout, commands);
         let _ = done.send(());
         if let Some(closing) = closing {
-            let _ = events.blocking_send(LinkEvent::Closed(closing));
+            let _ = runtime.block_on(events.send(LinkEvent::Closed(closing)));
         }
     };
     let thread = thread::Builder::new().name("stdout".into());
@@ -131,7 +141,7 @@ fn enlarge_pipe(fd: impl AsFd) {
 }
 
 /// Reads until the end of file, as fast as bytes come.
-async fn receive(mut pipe: Receiver, events: mpsc::Sender<LinkEvent>) {
+async fn receive(mut pipe: Receiver, events: Events) {
     let mut room = BytesMut::new();
     let closing = loop {
         if room.capacity() < CHUNK_END {
@@ -156,7 +166,7 @@ fn unreadable(error: &io::Error) -> Closing {
 }
 
 /// The same with system calls that may block.
-fn read(fd: impl AsFd, events: &mpsc::Sender<LinkEvent>) {
+fn read(fd: impl AsFd, events: &Events, runtime: &Handle) {
     let mut room = BytesMut::new();
     let closing = loop {
         if room.len() < CHUNK_END {
@@ -166,7 +176,10 @@ fn read(fd: impl AsFd, events: &mpsc::Sender<LinkEvent>) {
             Ok(0) => break Closing::Clean,
             Ok(count) => {
                 let data = room.split_to(count).freeze();
-                if events.blocking_send(LinkEvent::Data(data)).is_err() {
+                if runtime
+                    .block_on(events.send(LinkEvent::Data(data)))
+                    .is_err()
+                {
                     return;
                 }
             }
@@ -175,7 +188,7 @@ fn read(fd: impl AsFd, events: &mpsc::Sender<LinkEvent>) {
             Err(error) => break unreadable(&error.into()),
         }
     };
-    let _ = events.blocking_send(LinkEvent::Closed(closing));
+    let _ = runtime.block_on(events.send(LinkEvent::Closed(closing)));
 }
 
 /// Writes until the link is to be closed. Tells when it can't.
@@ -239,7 +252,7 @@ impl Gathered {
         while let Some(command) = next {
             match command {
                 LinkCommand::Data(data) => self.bytes.extend_from_slice(&data),
-                LinkCommand::Text(_) => {}
+                LinkCommand::Text(_) | LinkCommand::Trust => {}
                 LinkCommand::Close { .. } | LinkCommand::Cut { .. } => self.is_last = true,
             }
             next = match self.is_last || self.bytes.len() >= GATHER {
@@ -293,11 +306,11 @@ mod tests {
         enlarge_pipe(std::fs::File::open("/dev/null").unwrap());
     }
 
-    #[test]
-    fn non_blocking_ends_are_waited_for_and_carry_everything_in_order() {
+    #[tokio::test]
+    async fn non_blocking_ends_are_waited_for_and_carry_everything_in_order() {
         let (reader, writer) = nonblocking_pipe();
         let (commands, outbox) = mpsc::unbounded_channel();
-        let (events, mut inbox) = mpsc::channel(4);
+        let (events, mut inbox) = events::queue(AHEAD);
         let sent: Bytes = (0..3 << 20)
             .map(|i: u32| i.to_le_bytes()[i as usize % 4])
             .collect();
@@ -313,10 +326,11 @@ mod tests {
             })
             .unwrap();
         let writing = thread::spawn(move || assert_eq!(write(writer, outbox), None));
-        let reading = thread::spawn(move || read(reader, &events));
+        let runtime = Handle::current();
+        let reading = thread::spawn(move || read(reader, &events, &runtime));
         let mut received = Vec::new();
         let closing = loop {
-            match inbox.blocking_recv().unwrap() {
+            match inbox.recv().await.unwrap() {
                 LinkEvent::Data(data) => received.extend_from_slice(&data),
                 LinkEvent::Closed(closing) => break closing,
                 other => panic!("{other:?}"),
@@ -333,7 +347,7 @@ mod tests {
         let own_reader = OpenOptions::new().open_receiver(path_of_pipe(&reader).unwrap());
         let own_writer = OpenOptions::new().open_sender(path_of_pipe(&writer).unwrap());
         let (commands, outbox) = mpsc::unbounded_channel();
-        let (events, mut inbox) = mpsc::channel(4);
+        let (events, mut inbox) = events::queue(AHEAD);
         tokio::spawn(receive(own_reader.unwrap(), events));
         let sending = tokio::spawn(send(own_writer.unwrap(), outbox));
         let sent: Bytes = (0..3 << 20)
@@ -357,9 +371,11 @@ mod tests {
         let others = rustix::fs::fcntl_getfl(&reader).unwrap();
         assert!(!others.contains(rustix::fs::OFlags::NONBLOCK));
         // Whoever else has the writing end open keeps the link.
-        assert!(inbox.try_recv().is_err());
+        let next = tokio::spawn(async move { inbox.recv().await });
+        tokio::task::yield_now().await;
+        assert!(!next.is_finished());
         drop(writer);
-        let closed = inbox.recv().await;
+        let closed = next.await.unwrap();
         assert!(matches!(closed, Some(LinkEvent::Closed(Closing::Clean))));
     }
 

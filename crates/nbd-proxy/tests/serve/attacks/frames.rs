@@ -2,6 +2,7 @@
 
 use std::{
     io::{ErrorKind, Write as _},
+    thread,
     time::Duration,
 };
 
@@ -11,6 +12,10 @@ use super::{
         BINARY, CLOSE, CONTINUATION, FINAL, Kind, PING, PONG, Page, TEXT, frame, frame_head, simple,
     },
 };
+use crate::disk::Disk;
+
+/// More than anybody has to say who was not asked for anything, in bytes.
+const LONG: u64 = (256 << 10) + 1;
 
 /// The page sends these bytes over a link that serves. The link ends with `code`; the session is held and goes on with
 /// an honest page.
@@ -31,7 +36,7 @@ fn ends_the_link(code: u16, attacks: &[Vec<u8>]) {
     }
 }
 
-/// Defence: crates/nbd-proxy/src/link/websocket.rs, `accept`: the limit of a message, judged by its head.
+/// Defence: crates/nbd-proxy/src/link/websocket/mod.rs, `accept`: the limit of a message, judged by its head.
 #[test]
 fn a_frame_that_promises_2_to_the_63_bytes() {
     ends_the_link(
@@ -43,6 +48,41 @@ fn a_frame_that_promises_2_to_the_63_bytes() {
             frame_head(TEXT, 1 << 30),
         ],
     );
+}
+
+/// Defence: the same: until a link has shown the session's image it is trusted with short messages alone
+/// (`LinkCommand::Trust`).
+#[test]
+fn a_long_message_before_the_image_is_shown() {
+    for kind in Kind::BOTH {
+        let arena = Arena::with("\"hold\": 60, \"cache\": 0", 30);
+        let is_refused = || {
+            let mut page = arena.page(kind);
+            page.announce(SIZE as u64);
+            page.send(&frame_head(BINARY, LONG));
+            page.is_closed_with(1009, "");
+        };
+        is_refused();
+        arena.server.wait_until_free();
+        let page = arena.attached(kind, false);
+        answers_in_a_long_message(&arena, page);
+        arena.server.wait_for_state("held");
+        is_refused();
+        assert_eq!(arena.server.session()["state"], "held");
+        answers_in_a_long_message(&arena, arena.resumed(kind));
+        arena.survives();
+    }
+}
+
+/// Who has shown the image may answer as long as they were asked.
+fn answers_in_a_long_message(arena: &Arena, mut page: Page) {
+    let mut disk = Disk::connect(&arena.server.device());
+    let reading = thread::spawn(move || disk.read(0, u32::try_from(SIZE).unwrap()));
+    let asked = page.asked_for(&image(SIZE), PLACE);
+    assert!(u64::from(asked.length) > LONG, "{asked:?}");
+    page.answer(&image(SIZE), asked);
+    page.serve_until(&image(SIZE), || reading.is_finished());
+    assert!(reading.join().unwrap().unwrap()[..] == image(SIZE)[..]);
 }
 
 /// Defence: the same, for a message in parts.
@@ -114,7 +154,7 @@ fn a_close_frame_with_a_code_that_cannot_be() {
     ends_the_link(1002, &attacks);
 }
 
-/// Defence: crates/nbd-proxy/src/link/websocket.rs, `End::closing`: only 1000 and 1005 end a session.
+/// Defence: crates/nbd-proxy/src/link/websocket/socket.rs, `End::closing`: only 1000 and 1005 end a session.
 #[test]
 fn a_close_frame_with_a_weird_code_and_reason() {
     for (code, reason) in [
@@ -145,7 +185,7 @@ fn a_text_that_is_not_utf_8() {
     );
 }
 
-/// Defence: crates/nbd-proxy/src/link/websocket.rs, `PONGS`: who doesn't read the answers is not read from either.
+/// Defence: crates/nbd-proxy/src/link/websocket/socket.rs, `PONGS`: who doesn't read the answers is not read from either.
 #[test]
 fn a_flood_of_pings_whose_answers_are_not_read() {
     let arena = Arena::with("\"hold\": 60, \"silence\": 2", 30);
@@ -211,7 +251,7 @@ fn an_answer_of_one_byte_at_a_time() {
     }
 }
 
-/// Defence: hyper's time for a head, and crates/nbd-proxy/src/link/websocket.rs, `keep`: a plain link's silence.
+/// Defence: hyper's time for a head, and crates/nbd-proxy/src/link/websocket/keeper.rs, `keep`: a plain link's silence.
 #[test]
 fn a_frame_of_which_only_the_head_ever_comes() {
     let arena = Arena::with("\"hold\": 60, \"silence\": 1", 30);

@@ -1,14 +1,14 @@
 //! A page that abuses what a session promises to its links: to wait for them, and to go on with the same image.
 
-use std::{thread, time::Duration};
+use std::{io::Write as _, thread, time::Duration};
 
 use super::{
-    arena::{Arena, PLACE, SIZE, expected, image},
-    page::{Kind, Offer, Page, simple},
+    arena::{Arena, PLACE, SIZE, attach, expected, image, memory},
+    page::{BINARY, Kind, Offer, Page, frame, simple},
 };
 use crate::{
     disk::Disk,
-    harness::wait_for,
+    harness::{Server, wait_for},
     page::{OTHER_ID, link},
 };
 
@@ -151,7 +151,7 @@ fn a_stranger_who_would_take_over_with_another_image() {
     arena.survives();
 }
 
-/// Defence: crates/nbd-session/src/session/link.rs, `overdue`, and crates/nbd-proxy/src/link/websocket.rs, `keep`.
+/// Defence: crates/nbd-session/src/session/link.rs, `overdue`, and crates/nbd-proxy/src/link/websocket/keeper.rs, `keep`.
 #[test]
 fn a_connection_that_is_open_on_our_side_only() {
     for kind in Kind::BOTH {
@@ -191,6 +191,41 @@ fn a_storm_of_links_to_one_session() {
     let reader = arena.reader();
     arena.resumed_by_an_honest_page(Kind::V1, reader);
     arena.survives();
+}
+
+/// Defence: crates/nbd-proxy/src/link/events.rs, `Sender::send`: a link that waits for its turn is not read from once it
+/// is ahead by 256 KiB.
+#[test]
+fn a_flood_on_links_that_wait_for_their_turn() {
+    let server = Server::start();
+    server.write_hook("echo $1 >>calls\nif [ $1 = stop ]; then cat turn; fi");
+    let turn = server.folder.path().join("turn");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &turn, rustix::fs::Mode::RWXU).unwrap();
+    drop(attach(&server));
+    // The next server has its `stop` to run, and whoever comes meanwhile waits.
+    let server = server.restart();
+    let before = memory(&server);
+    let flood = frame(BINARY, &vec![7; 200_000]).repeat(10);
+    let mut pages: Vec<Page> = (0..24).map(|_| Page::open(&server, "/nbd/0")).collect();
+    thread::scope(|scope| {
+        for page in &mut pages {
+            let (stream, flood) = (&mut page.stream, &flood);
+            let patience = Some(Duration::from_millis(500));
+            stream.set_write_timeout(patience).unwrap();
+            // More than the buffers of the kernel hold.
+            scope.spawn(move || (0..50).find_map(|_| stream.write_all(flood).err()));
+        }
+    });
+    let grown = memory(&server).saturating_sub(before);
+    assert!(grown < 48 << 20, "{grown} bytes");
+    std::fs::write(turn, "").unwrap();
+    // Each is judged by what it has sent first, or finds the place taken by one that is.
+    for mut page in pages {
+        let (code, reason) = page.closed();
+        assert!(matches!(code, 1002 | 4409), "{code} {reason}");
+    }
+    server.wait_until_free();
+    drop(attach(&server));
 }
 
 /// Defence: `links` and `connections` of `limits`; tests/serve/limits.rs shows that they refuse, this that it harms nobody.
