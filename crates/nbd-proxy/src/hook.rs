@@ -11,7 +11,7 @@ use std::{
 use rustix::{
     fs::{Access, FileType},
     io::Errno,
-    process::{Pid, Signal},
+    process::{Pid, Signal, kill_process_group, test_kill_process_group},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -265,8 +265,7 @@ fn is_executable(path: &Path) -> Result<bool, Errno> {
     Ok(is_file && rustix::fs::access(path, Access::EXEC_OK).map(|()| true)?)
 }
 
-/// Ends the process group that `child` leads: asks, waits for `grace`, kills, and takes in the child. The group's
-/// number can't have been reused meanwhile, since the child has not been waited for.
+/// Ends the process group that `child` leads: asks, waits for `grace`, kills whoever is left, and takes in the child.
 async fn end_group(child: &mut Child, grace: Duration) {
     let Some(group) = child
         .id()
@@ -276,18 +275,29 @@ async fn end_group(child: &mut Child, grace: Duration) {
         return;
     };
     if !grace.is_zero() {
-        let _ = rustix::process::kill_process_group(group, Signal::TERM);
-        if timeout(grace, child.wait()).await.is_ok() {
+        let _ = kill_process_group(group, Signal::TERM);
+        if timeout(grace, group_is_gone(child, group)).await.is_ok() {
             return;
         }
     }
-    let _ = rustix::process::kill_process_group(group, Signal::KILL);
+    let _ = kill_process_group(group, Signal::KILL);
     let _ = child.wait().await;
+}
+
+/// Waits for the child, and for those of its group that outlive it: as long as there are any, nobody else gets the
+/// group's number.
+async fn group_is_gone(child: &mut Child, group: Pid) {
+    let _ = child.wait().await;
+    while test_kill_process_group(group).is_ok() {
+        sleep(GRACE / 10).await;
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::{fd::AsFd as _, unix::fs::PermissionsExt};
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
 
@@ -381,6 +391,34 @@ mod tests {
         abandon.send(()).unwrap();
         let error = running.await.unwrap().unwrap_err();
         assert!(matches!(error, HookError::Abandoned { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_abandoned_start_leaves_no_child_that_ignores_being_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = folder.path().join("held");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &held, rustix::fs::Mode::RWXU).unwrap();
+        let (abandon, abandoned) = oneshot::channel();
+        // The shell itself goes when it is asked.
+        let script = "(trap '' TERM; exec sleep 600) >held &\nwait";
+        let hook = hook(folder.path(), script);
+        let running = tokio::spawn(async move { run(&hook, Action::Start, abandoned).await });
+        // Opened once the child has its end, and closed with it.
+        let held = tokio::task::spawn_blocking(|| std::fs::File::open(held)).await;
+        abandon.send(()).unwrap();
+        running.await.unwrap().unwrap_err();
+        let held = held.unwrap().unwrap();
+        let mut end = [PollFd::from_borrowed_fd(held.as_fd(), PollFlags::empty())];
+        assert_eq!(
+            poll(
+                &mut end,
+                Some(&Timespec {
+                    tv_sec: 10,
+                    tv_nsec: 0
+                })
+            ),
+            Ok(1)
+        );
     }
 
     #[test]
