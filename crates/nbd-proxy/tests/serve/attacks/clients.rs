@@ -187,7 +187,7 @@ fn a_long_write_that_cannot_be() {
     });
 }
 
-/// Defence: crates/nbd-proxy/src/device/client.rs, `leaving`.
+/// Defence: crates/nbd-proxy/src/device/client/connection.rs, `leaving`.
 #[test]
 fn a_goodbye_in_the_middle_of_requests() {
     at_each_door(|target| {
@@ -219,7 +219,7 @@ fn half_a_request_and_then_silence() {
     }
 }
 
-/// Defence: crates/nbd-proxy/src/device/client.rs, `MAX_BYTES` and `MAX_REQUESTS`.
+/// Defence: crates/nbd-proxy/src/device/client/connection.rs, `MAX_BYTES` and `MAX_REQUESTS`.
 #[test]
 fn a_client_that_asks_and_never_reads() {
     for at in At::ALL {
