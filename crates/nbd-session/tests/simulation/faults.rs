@@ -5,8 +5,9 @@ use nbd_session::control::PageMessage;
 use nbd_session::{Closing, EndReason, LinkKind};
 
 use crate::agenda::{MILLISECOND, SECOND};
+use crate::event::{Event, Message};
 use crate::page::Offer;
-use crate::world::{Event, Message, TROUBLE, World};
+use crate::world::{TROUBLE, World};
 
 impl World {
     pub(crate) fn trouble(&mut self) {

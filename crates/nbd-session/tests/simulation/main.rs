@@ -6,6 +6,7 @@
 
 mod agenda;
 mod connection;
+mod event;
 mod faults;
 mod keeper;
 mod machine;

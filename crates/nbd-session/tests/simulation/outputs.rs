@@ -9,9 +9,10 @@ use nbd_session::{
 };
 
 use crate::agenda::SECOND;
+use crate::event::Event;
 use crate::machine::Machine;
 use crate::page::Offer;
-use crate::world::{Event, World};
+use crate::world::World;
 
 impl World {
     /// Does what the session wants done.

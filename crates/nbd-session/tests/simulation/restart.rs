@@ -3,7 +3,8 @@
 use nbd_session::{DevicePhase, Session, Volume};
 
 use crate::agenda::SECOND;
-use crate::world::{Event, World};
+use crate::event::Event;
+use crate::world::World;
 
 /// What the program notes, as JSON, and how many reads the machine had seen answered by then.
 pub(crate) struct Note(String, u64);

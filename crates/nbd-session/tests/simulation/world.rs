@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use nbd::Payload;
-use nbd_session::{Closing, EndReason, LinkId, LinkKind, Session, SessionConfig, StoreId, Volume};
+use nbd_session::{EndReason, LinkId, LinkKind, Session, SessionConfig, Volume};
 
 use crate::agenda::{Agenda, MILLISECOND, SECOND};
 use crate::connection::Connection;
+use crate::event::{Event, Message};
 use crate::keeper::Keeper;
 use crate::machine::Machine;
 use crate::page::{Offer, Page};
@@ -21,43 +21,6 @@ pub(crate) const TROUBLE: u64 = 120 * SECOND;
 const REST: u64 = TROUBLE + 20_000 * SECOND;
 /// More than happens in any schedule that comes to rest.
 const MAX_EVENTS: u64 = 100_000;
-
-/// What happens at a moment.
-pub(crate) enum Event {
-    /// Bytes arrive at the page's end of a connection.
-    ToPage { connection: usize, data: Bytes },
-    /// Something arrives at the session's end.
-    ToSession { connection: usize, message: Message },
-    /// The page carries out a request.
-    Execute { connection: usize, request: u64 },
-    /// The page answers a request that was carried out.
-    Reply { connection: usize, request: u64 },
-    /// The page learns that its connection is gone.
-    PageHears { connection: usize },
-    /// The page connects, unless it is connected anyway.
-    Connect { offer: Offer, anyway: bool },
-    /// The peer answers a ping.
-    Pong { connection: usize },
-    /// The store of the kept copy has done a task.
-    Stored {
-        /// For which process.
-        incarnation: u64,
-        task: StoreId,
-        result: Result<Payload, String>,
-    },
-    /// The machine asks for something.
-    Ask,
-    /// Something goes wrong.
-    Trouble,
-    /// The program ends the session.
-    End,
-}
-
-pub(crate) enum Message {
-    Data(Bytes),
-    Text(String),
-    Closed(Closing),
-}
 
 pub(crate) struct World {
     pub(crate) random: Random,
