@@ -4,7 +4,9 @@ use std::{
     fs::File,
     io::{ErrorKind, IoSliceMut, Seek as _, SeekFrom},
     os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
+    ops::Range,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context as _, bail};
@@ -41,6 +43,9 @@ pub(super) struct Image {
     version: Option<Version>,
     /// How a read is told not to wait for a disk.
     at_once: ReadWriteFlags,
+    /// The run of data that was found last. To find its end, a file system in memory looks at each page of it, and the
+    /// next question is about the same run.
+    data: Mutex<Range<u64>>,
 }
 
 /// What changes when a file is written to.
@@ -92,6 +97,7 @@ impl Image {
             path: path.to_owned(),
             info,
             version,
+            data: Mutex::default(),
         })
     }
 
@@ -213,12 +219,16 @@ impl Image {
     fn extent_at(&self, at: u64, end: u64) -> (u64, ExtentFlags) {
         let data = ExtentFlags::empty();
         let hole = ExtentFlags::HOLE | ExtentFlags::ZERO;
+        let mut known = self.data.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(&at) {
+            return (known.end, data);
+        }
         match rustix::fs::seek(&self.file, Sparse::Data(at)) {
             Ok(start) if start > at => (start, hole),
-            Ok(_) => (
-                rustix::fs::seek(&self.file, Sparse::Hole(at)).unwrap_or(end),
-                data,
-            ),
+            Ok(_) => {
+                *known = at..rustix::fs::seek(&self.file, Sparse::Hole(at)).unwrap_or(end);
+                (known.end, data)
+            }
             Err(rustix::io::Errno::NXIO) if self.version.is_some() => (end, hole),
             Err(_) => (end, data),
         }
