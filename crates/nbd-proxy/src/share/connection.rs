@@ -18,7 +18,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
-use tokio_websockets::{ClientBuilder, Error, Limits, upgrade};
+use tokio_websockets::{ClientBuilder, Config, Error, Limits, upgrade};
 
 use super::address::Address;
 use crate::{
@@ -37,6 +37,8 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const ANSWER_LIMIT: usize = 1 << 20;
 /// The longest message that we take, bytes: a server sends requests and short texts.
 const MESSAGE_LIMIT: usize = 256 << 10;
+/// Bytes of messages that are gathered for one system call, as long as there are more to send.
+const GATHERED: usize = 512 << 10;
 
 /// Any stream of bytes.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -71,6 +73,7 @@ async fn open_link(address: &Address, link: &str) -> anyhow::Result<Connection> 
     let mut builder = ClientBuilder::new()
         .uri(link)
         .with_context(|| format!("{link:?} is not an address"))?
+        .config(Config::default().flush_threshold(GATHERED))
         .limits(Limits::default().max_payload_len(Some(MESSAGE_LIMIT)));
     if let Some((name, value)) = credentials(address)? {
         builder = builder.add_header(name, value)?;

@@ -3,8 +3,8 @@
 use std::{
     fs::File,
     io::{ErrorKind, IoSliceMut, Seek as _, SeekFrom},
-    os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
     ops::Range,
+    os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
