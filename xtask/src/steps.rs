@@ -79,7 +79,7 @@ pub(crate) const STEPS: [Step; 15] = [
     ),
     step(
         "count",
-        "instructions that the protocol takes for a request",
+        "instructions that protocol, volume and cache take for a request",
         || check(count),
     ),
     step("fuzz", "every fuzz target, briefly", || check(fuzz)),
