@@ -26,6 +26,7 @@ use std::{
     fmt,
     io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -81,6 +82,34 @@ struct Server {
 }
 
 impl Server {
+    /// Must be called within the runtime.
+    fn new(
+        auth: Auth,
+        config: &Arc<Config>,
+        runtime_dir: &Path,
+        audit: &Audit,
+        stopping: watch::Receiver<bool>,
+    ) -> Self {
+        let limits = config.serve.limits;
+        Self {
+            auth,
+            registry: Registry::new(config, runtime_dir, audit),
+            metrics: Metrics::default(),
+            seats: Arc::new(Seats::new(&limits, config.serve.access.proxies.clone())),
+            links: Places::new(
+                (Limit::Links, limits.links),
+                (Limit::LinksPerUser, limits.links_per_user),
+            ),
+            events: Places::new(
+                (Limit::Events, limits.events),
+                (Limit::EventsPerUser, limits.events_per_user),
+            ),
+            connections: limits.connections,
+            audit: audit.clone(),
+            stopping,
+        }
+    }
+
     /// Answers a request for which there is no room.
     fn too_many(&self, reached: Reached) -> Response<Body> {
         self.metrics.reached(reached.limit);
@@ -206,34 +235,10 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
         .map(TcpListener::local_addr)
         .collect::<io::Result<Vec<_>>>()?;
     audit.tell(started(&listening));
-    let limits = config.serve.limits;
     let (stop, stopping) = watch::channel(false);
-    let server = Arc::new(Server {
-        registry: Registry::new(&config, &runtime_dir, &audit),
-        audit: audit.clone(),
-        metrics: Metrics::default(),
-        seats: Arc::new(Seats::new(&limits, config.serve.access.proxies.clone())),
-        links: Places::new(
-            (Limit::Links, limits.links),
-            (Limit::LinksPerUser, limits.links_per_user),
-        ),
-        events: Places::new(
-            (Limit::Events, limits.events),
-            (Limit::EventsPerUser, limits.events_per_user),
-        ),
-        connections: limits.connections,
-        auth,
-        stopping,
-    });
+    let server = Arc::new(Server::new(auth, &config, &runtime_dir, &audit, stopping));
     for listener in listeners {
-        let server = Arc::clone(&server);
-        match &tls {
-            Some(tls) => {
-                let tls = Arc::clone(tls);
-                tokio::spawn(listen::take_all(server, Secured { listener, tls }))
-            }
-            None => tokio::spawn(listen::take_all(server, listener)),
-        };
+        take_all(&server, listener, tls.as_ref());
     }
     let control = tokio::spawn(listen::take_all(Arc::clone(&server), control));
     let scheme = if tls.is_some() { "https" } else { "http" };
@@ -246,13 +251,7 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
         () = succession.begins() => (Succession::NAME, true),
     };
     service::stopping(signal);
-    let what = match leave {
-        true => "leaving kernel devices to the next nbd-proxy serve, ending other sessions",
-        false => "ending all sessions",
-    };
-    report::information(format!(
-        "{signal}: {what}; a second signal doesn't wait for them"
-    ));
+    announce_end(signal, leave);
     let _ = stop.send(true);
     let ended = end_sessions(&server, &config, leave, &mut signals).await;
     // It takes its socket away.
@@ -264,6 +263,25 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
     audit.tell(Event::ServerStopped { reason });
     let _ = spawn_blocking(move || audit.flush()).await;
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// Serves whoever comes to `listener`, over TLS where there is any.
+fn take_all(server: &Arc<Server>, listener: TcpListener, tls: Option<&Arc<Tls>>) {
+    let server = Arc::clone(server);
+    match tls.map(Arc::clone) {
+        Some(tls) => tokio::spawn(listen::take_all(server, Secured { listener, tls })),
+        None => tokio::spawn(listen::take_all(server, listener)),
+    };
+}
+
+fn announce_end(signal: &str, leave: bool) {
+    let what = match leave {
+        true => "leaving kernel devices to the next nbd-proxy serve, ending other sessions",
+        false => "ending all sessions",
+    };
+    report::information(format!(
+        "{signal}: {what}; a second signal doesn't wait for them"
+    ));
 }
 
 fn started(listening: &[SocketAddr]) -> Event {
