@@ -48,7 +48,7 @@ pub(crate) fn run(command: &mut Command) -> Result<(), Failure> {
     ended(command, status)
 }
 
-/// Runs a test runner, and counts the tests from what it prints on standard output.
+/// Runs a test runner, and counts the tests from what it prints on standard output. Where none passed it is a failure.
 pub(crate) fn run_tests(command: &mut Command) -> Result<Counts, Failure> {
     announce(command);
     let mut child = command
@@ -66,7 +66,7 @@ pub(crate) fn run_tests(command: &mut Command) -> Result<Counts, Failure> {
         .wait()
         .map_err(|error| cannot_start(command, &error))?;
     ended(command, status)?;
-    Ok(counts)
+    counts.require_some(&shown(command))
 }
 
 /// What a command prints on standard output, or nothing when it can't be run or fails.

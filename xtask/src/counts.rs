@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::AddAssign;
 
+use crate::command::Failure;
+
 /// Tests by outcome.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub(crate) struct Counts {
@@ -30,6 +32,14 @@ impl Counts {
             for pair in words.windows(2) {
                 self.add(pair[0], pair[1]);
             }
+        }
+    }
+
+    /// A runner that found nothing to run has proven nothing.
+    pub(crate) fn require_some(self, runner: &str) -> Result<Self, Failure> {
+        match self.passed {
+            0 => Err(format!("`{runner}` ran no test")),
+            _ => Ok(self),
         }
     }
 
@@ -89,6 +99,15 @@ mod tests {
         assert_eq!(read(node), (2, 1, 1));
         let pytest = "==== 1 failed, 6 passed, 2 skipped, 1 deselected in 0.12s ====";
         assert_eq!(read(pytest), (6, 1, 2));
+    }
+
+    #[test]
+    fn a_runner_that_runs_nothing_has_failed() {
+        let mut counts = Counts::default();
+        counts.read_line("test result: ok. 0 passed; 0 failed; 0 ignored; 7 filtered out");
+        assert!(counts.require_some("cargo test").is_err());
+        counts.read_line("test result: ok. 1 passed; 0 failed; 0 ignored; 6 filtered out");
+        assert!(counts.require_some("cargo test").is_ok());
     }
 
     #[test]

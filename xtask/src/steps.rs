@@ -190,7 +190,7 @@ fn simulation() -> Result<Counts, Failure> {
 }
 
 fn web() -> Result<Counts, Failure> {
-    run_tests(&mut node_test("web/tests"))
+    run_tests(&mut node_test("web/tests")?)
 }
 
 fn peers() -> Result<Counts, Failure> {
@@ -216,19 +216,19 @@ fn package() -> Result<Counts, Failure> {
 
 fn browser() -> Result<Counts, Failure> {
     let program = build_program()?;
-    run_tests(node_test("tests/browser").env("NBD_PROXY", program))
+    run_tests(node_test("tests/browser")?.env("NBD_PROXY", program))
 }
 
 fn resume() -> Result<Counts, Failure> {
     let program = build_program()?;
-    run_tests(node_test("tests/resume").env("NBD_PROXY", program))
+    run_tests(node_test("tests/resume")?.env("NBD_PROXY", program))
 }
 
 fn guest() -> Result<Counts, Failure> {
     let program = build_program()?;
     let manual = manual::write()?;
     run_tests(
-        node_test("tests/guest")
+        node_test("tests/guest")?
             .env("NBD_PROXY", program)
             .env("MANUAL", manual),
     )
@@ -246,7 +246,11 @@ fn fuzz() -> Result<(), Failure> {
         command
     };
     run(&mut fuzzing("cargo fuzz build"))?;
-    for target in output(&mut fuzzing("cargo fuzz list")).lines() {
+    let targets = output(&mut fuzzing("cargo fuzz list"));
+    if targets.is_empty() {
+        return Err("`cargo fuzz list` names no target".into());
+    }
+    for target in targets.lines() {
         // libFuzzer writes what it finds into the first folder, and only reads the second.
         let found = target_directory().join("fuzz-corpus").join(target);
         std::fs::create_dir_all(&found).map_err(|error| format!("{}: {error}", found.display()))?;
@@ -273,18 +277,21 @@ fn limited(words: &str) -> Command {
 }
 
 /// One test file at a time: each of them starts browsers or a guest.
-fn node_test(folder: &str) -> Command {
-    let files = std::fs::read_dir(root().join(folder))
-        .into_iter()
+fn node_test(folder: &str) -> Result<Command, Failure> {
+    let entries = std::fs::read_dir(root().join(folder));
+    let entries = entries.map_err(|error| format!("{folder}: {error}"))?;
+    let mut files: Vec<PathBuf> = entries
         .flatten()
-        .flatten();
-    let mut files: Vec<PathBuf> = files
         .map(|entry| entry.path())
         .filter(|path| path.to_string_lossy().contains(".test."))
         .collect();
+    // Without a name Node.js would run whatever it finds.
+    if files.is_empty() {
+        return Err(format!("{folder} has no tests"));
+    }
     files.sort();
     let mut node =
         limited("node --test --test-reporter=spec --test-concurrency=1 --test-force-exit");
     node.args(files);
-    node
+    Ok(node)
 }
