@@ -1,7 +1,7 @@
 // Browsers driven over classic WebDriver (https://www.w3.org/TR/webdriver2/): Chromium and WebKit.
 // Unlike a DevTools client, chromedriver leaves the page's network traffic alone and so its speed.
 
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Background, family, freePort, waitFor } from "./process.mjs";
@@ -21,7 +21,21 @@ const CHROMIUM_ARGUMENTS = [
 /** A name of this machine that browsers don't trust as they trust localhost: pages there are no secure context. */
 export const INSECURE_NAME = "insecure.test";
 
+/** Chromium has no narrower windows than of 500 pixels, but narrower viewports. @type {Sizing} */
+const sizeOfViewport = (width, height) => {
+  const params = { width, height, deviceScaleFactor: 1, mobile: false };
+  return ["/goog/cdp/execute", { cmd: "Emulation.setDeviceMetricsOverride", params }];
+};
+
+/** WebKit's driver knows windows alone. @type {Sizing} */
+const sizeOfWindow = (width, height) => ["/window/rect", { x: 0, y: 0, width, height }];
+
+/** GTK's style, not the page's: with a toolbar of common size a window could not be as narrow as a phone. */
+const TINY_TOOLBAR = "* { min-width: 0; padding: 0; margin: 0; border: 0; font-size: 1px; }";
+
 const MINI_BROWSER = "/usr/lib/x86_64-linux-gnu/webkit2gtk-4.1/MiniBrowser";
+
+/** @typedef {(width: number, height: number) => [path: string, body: unknown]} Sizing the command that does it */
 
 /**
  * @param {{profile?: string, dark?: boolean}} [options] a profile that outlives the browser; whether pages are to be dark
@@ -36,13 +50,19 @@ export async function chromium({ profile: kept, dark = false } = {}) {
     acceptInsecureCerts: true,
     "goog:chromeOptions": { binary: "/usr/bin/chromium", args },
   };
-  const browser = await start("chromedriver", capabilities, process.env, []);
+  const browser = await start("chromedriver", capabilities, process.env, sizeOfViewport);
   if (!kept) browser.onClosed(() => rm(profile, { recursive: true, force: true, maxRetries: 5 }));
   return browser;
 }
 
-/** @returns {Promise<Browser>} */
-export async function webkit() {
+/**
+ * @param {{dark?: boolean}} [options] whether pages are to be dark
+ * @returns {Promise<Browser>}
+ */
+export async function webkit({ dark = false } = {}) {
+  const settings = await mkdtemp(join(tmpdir(), "nbd-proxy-webkit-"));
+  await mkdir(join(settings, "gtk-3.0"));
+  await writeFile(join(settings, "gtk-3.0/gtk.css"), TINY_TOOLBAR);
   const screen = new Background("Xvfb", [
     "-displayfd",
     "1",
@@ -58,10 +78,13 @@ export async function webkit() {
     ...process.env,
     DISPLAY: `:${display}`,
     GDK_BACKEND: "x11",
+    GTK_THEME: dark ? "Adwaita:dark" : "Adwaita",
+    XDG_CONFIG_HOME: settings,
     LIBGL_ALWAYS_SOFTWARE: "1",
   };
-  const browser = await start("WebKitWebDriver", options, env, []);
+  const browser = await start("WebKitWebDriver", options, env, sizeOfWindow);
   browser.onClosed(() => screen.stop());
+  browser.onClosed(() => rm(settings, { recursive: true, force: true }));
   return browser;
 }
 
@@ -69,11 +92,11 @@ export async function webkit() {
  * @param {string} driver
  * @param {Record<string, unknown>} capabilities
  * @param {NodeJS.ProcessEnv} env
- * @param {string[]} args
+ * @param {Sizing} sizing
  */
-async function start(driver, capabilities, env, args) {
+async function start(driver, capabilities, env, sizing) {
   const port = await freePort();
-  const program = new Background(driver, [`--port=${port}`, ...args], { env });
+  const program = new Background(driver, [`--port=${port}`], { env });
   const base = `http://127.0.0.1:${port}`;
   const ready = waitFor(
     `${driver} is ready`,
@@ -84,7 +107,7 @@ async function start(driver, capabilities, env, args) {
   const session = await call("POST", `${base}/session`, {
     capabilities: { alwaysMatch: capabilities },
   });
-  return new Browser(program, `${base}/session/${session.sessionId}`);
+  return new Browser(program, `${base}/session/${session.sessionId}`, sizing);
 }
 
 /** @param {string} method @param {string} url @param {unknown} [body] */
@@ -103,10 +126,11 @@ class Browser {
   #closed = [];
   #queue = Promise.resolve();
 
-  /** @param {Background} program @param {string} session */
-  constructor(program, session) {
+  /** @param {Background} program @param {string} session @param {Sizing} sizing */
+  constructor(program, session, sizing) {
     this.program = program;
     this.session = session;
+    this.sizing = sizing;
   }
 
   /** @param {() => unknown} action */
@@ -208,11 +232,11 @@ class Tab {
     await this.browser.within(this.handle, (send) => send("POST", "/actions", body));
   }
 
-  /** Chromium alone. @param {number} width @param {number} height in CSS pixels */
+  /** @param {number} width @param {number} height in CSS pixels, of the page or of its window */
   async resize(width, height) {
-    const params = { width, height, deviceScaleFactor: 1, mobile: false };
-    const body = { cmd: "Emulation.setDeviceMetricsOverride", params };
-    await this.browser.within(this.handle, (send) => send("POST", "/goog/cdp/execute", body));
+    const [path, body] = this.browser.sizing(width, height);
+    await this.browser.within(this.handle, (send) => send("POST", path, body));
+    await waitFor(`${width} pixels`, () => this.evaluate(`innerWidth === ${width}`));
   }
 
   async close() {

@@ -11,6 +11,7 @@ import urllib.parse
 import urllib.request
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 import places
 
@@ -120,9 +121,14 @@ def test_panels_do_not_overlap_and_say_what_they_show():
 
 def test_metrics_have_help_and_names_by_convention(metrics):
     text, types = metrics
+    # Strict: order, escapes, suffixes, duplicates, and that nothing is of no type.
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert set(families) == set(types)
     for name, kind in types.items():
         assert re.search(rf"^# HELP {name} \w", text, re.MULTILINE), name
         assert re.fullmatch(r"nbd_proxy_[a-z_]+", name)
         assert kind in {"counter", "gauge", "info"}
-        assert not re.search(r"_(kb|mb|ms|count|kib|mib)$", name), "base units, and no reserved endings"
+        assert not re.search(r"_(kb|mb|ms|minutes|percent|count|sum|total|kib|mib)$", name), "base units, and no reserved endings"
+        unit = re.search(r"_(bytes|seconds)$", name)
+        assert families[name].unit == (unit.group(1) if unit else ""), name
     assert text.endswith("# EOF\n")

@@ -65,8 +65,13 @@ export class ActivityCard {
   }
 }
 
-/** @param {Activity} activity @param {boolean} active @param {number} now @returns {string} */
-function reading({ lastRead }, active, now) {
+/**
+ * @param {Pick<Activity, "lastRead">} activity
+ * @param {boolean} active whether the machine can read just now
+ * @param {number} now on nbd.js's clock
+ * @returns {string} what the machine reads, or read last
+ */
+export function reading({ lastRead }, active, now) {
   if (lastRead === null) return active ? "The machine has read nothing yet." : "Nothing was read.";
   const where = `${bytes(lastRead.length)} at ${bytes(lastRead.offset)}`;
   const ago = now - lastRead.time;
@@ -76,7 +81,7 @@ function reading({ lastRead }, active, now) {
 
 /** @param {number} share @returns {string} 100% is for what is whole, and 0% for nothing at all */
 function percent(share) {
-  if (share > 0 && share < 0.01) return "Less than 1%";
+  if (share > 0 && share < 0.01) return "under 1%";
   return `${share === 1 ? 100 : Math.min(99, Math.floor(share * 100))}%`;
 }
 

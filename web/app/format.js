@@ -40,6 +40,17 @@ export function delay(ms) {
   return ms < 9.95 ? `${ms.toFixed(1)} ms` : `${WHOLE.format(Math.round(ms))} ms`;
 }
 
+/** Characters of a name that are shown within a sentence. */
+const NAME_START = 28;
+const NAME_END = 16;
+
+/** @param {string} name of an image @returns {string} in quotation marks; a long one without its middle */
+export function quoted(name) {
+  const characters = [...name];
+  const short = [...characters.slice(0, NAME_START), "…", ...characters.slice(-NAME_END)];
+  return `“${characters.length > short.length ? short.join("") : name}”`;
+}
+
 /** @param {number} n at least 1000 @returns {string} three significant digits and a unit */
 function scaled(n) {
   let value = n / 1000;

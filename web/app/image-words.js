@@ -55,11 +55,16 @@ export function remarks(findings, image, media) {
     );
   }
   if (findings.end > image.size) found.push(bad(truncated(findings.end, image.size)));
-  if (isDisc(findings) || media === "cdrom") found.push(...ofDisc(image.size, media));
+  if (isDisc(findings) || (media === "cdrom" && !isWrapped(findings))) {
+    found.push(...ofDisc(image.size, media));
+  }
+  if (media === "cdrom" && (findings.kind === "disk" || findings.kind === "file-system")) {
+    found.push(note("This is no disc, and the configuration shows a CD-ROM: it may not boot."));
+  }
   if (findings.kind === "unknown") {
     found.push(note("The machine gets it as it is. Check that it is a disk image."));
   }
-  return found.length > 0 ? found : [note("Nothing stands against it.")];
+  return found.length > 0 ? found : [note("No problem found.")];
 }
 
 /** @param {number} end @param {number} size @returns {string} */
@@ -85,6 +90,11 @@ function ofDisc(size, media) {
     found.push(note("Not a multiple of 2,048 bytes, as discs are: its last sector is not whole."));
   }
   return found;
+}
+
+/** @param {Findings} findings @returns {boolean} whether the image is inside of this file */
+function isWrapped({ kind }) {
+  return kind === "packed" || kind === "virtual";
 }
 
 /** @param {Findings} findings @returns {boolean} */

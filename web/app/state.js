@@ -1,7 +1,7 @@
 // All that the page knows, and how each event changes it. Pure: time comes with the events.
 
 import { begin, follow, isUnderWay, NO_CHOICE, notable } from "./attachment.js";
-import { bytes } from "./format.js";
+import { bytes, quoted } from "./format.js";
 import { ending, pastOf, withPast } from "./history.js";
 import { difference, infoOf, isSame, offerAt } from "./resume.js";
 import { emptyImage, named, nothingChosen, notTheSame, sentence } from "./words.js";
@@ -308,7 +308,7 @@ function started(state, at) {
   const where = chosen === null ? "" : ` to ${named(chosen)}`;
   return log(
     withAttachment({ ...state, problem: null, draft }, begin(chosen, choice, image)),
-    `Attaching “${image.name}” (${bytes(image.size)})${where}.`,
+    `Attaching ${quoted(image.name)} (${bytes(image.size)})${where}.`,
     at,
   );
 }

@@ -1,6 +1,6 @@
 // The page's state in words: what is the matter, and what to do about it.
 
-import { bytes, count, duration } from "./format.js";
+import { bytes, count, duration, quoted } from "./format.js";
 
 /** @typedef {import("./attachment.js").Attachment} Attachment */
 /** @typedef {import("./attachment.js").LinkDetail} LinkDetail */
@@ -115,7 +115,7 @@ export function notTheSame(what, expected, chosen, configuration) {
 export function cannotReopen(name) {
   return {
     headline: "The image could not be opened again.",
-    detail: `“${name}” may have been moved, or the browser was not allowed to read it. Choose it once more.`,
+    detail: `${quoted(name)} may have been moved, or the browser was not allowed to read it. Choose it once more.`,
   };
 }
 
@@ -128,14 +128,14 @@ export function cannotReopen(name) {
 export function offerText({ memo, until }, ready, now) {
   const time = until === null ? "" : ` for ${duration(until - now)} more`;
   const how = ready ? "" : " Choose the same file to go on.";
-  return `The machine lost the tab that served “${memo.image.name}” to ${named(memo.configuration)}, and waits${time}.${how}`;
+  return `The machine lost the tab that served ${quoted(memo.image.name)} to ${named(memo.configuration)}, and waits${time}.${how}`;
 }
 
 /** @param {string} name @returns {Problem} */
 export function emptyImage(name) {
   return {
     headline: "Nothing to attach.",
-    detail: `“${name}” is empty, and a disk needs at least one byte. Perhaps its download failed: fetch or copy it again.`,
+    detail: `${quoted(name)} is empty, and a disk needs at least one byte. Perhaps its download failed: fetch or copy it again.`,
   };
 }
 
@@ -197,7 +197,7 @@ export function describe(attachment, users) {
       return {
         tone: "wait",
         headline: "Attaching…",
-        detail: `The machine makes a disk of “${image}”.`,
+        detail: `The machine makes a disk of ${quoted(image)}.`,
       };
     case "attached":
       if (link.trouble !== null) return { tone: "bad", ...explain(link.trouble) };
@@ -224,7 +224,7 @@ export function describe(attachment, users) {
       return {
         tone: "idle",
         headline: "Ended.",
-        detail: `${sentence(link.end?.message ?? `“${image}” is no longer attached`)} Start attaches it again.`,
+        detail: `${sentence(link.end?.message ?? `${quoted(image)} is no longer attached`)} Start attaches it again.`,
       };
     case "failed":
       return failed(attachment);
@@ -240,7 +240,7 @@ function draining(users) {
 /** @param {Attachment} attachment @returns {Summary} */
 function failed({ image, link }) {
   if (link.server?.keep?.whole && link.error?.code === "lost") {
-    const detail = `The machine has a whole copy of “${image}” and goes on without this tab.`;
+    const detail = `The machine has a whole copy of ${quoted(image)} and goes on without this tab.`;
     return { tone: "idle", headline: "The connection was lost.", detail };
   }
   return { tone: "bad", ...explain(link.error) };
@@ -284,9 +284,9 @@ function copied({ bytes: done, size, seconds_left: seconds }) {
 /** @param {string} image @param {import("../nbd/nbd.js").Keep | null} keep @returns {string} */
 function serving(image, keep) {
   if (keep?.whole) {
-    return `The machine has a whole copy of “${image}”: this tab may be closed. Stop detaches the disk.`;
+    return `The machine has a whole copy of ${quoted(image)}: this tab may be closed. Stop detaches the disk.`;
   }
-  const reads = `The machine reads “${image}” through this tab.`;
+  const reads = `The machine reads ${quoted(image)} through this tab.`;
   if (keep === null || keep.problem) {
     return `${reads} Leave it open until that is done, then press Stop.`;
   }
@@ -306,7 +306,7 @@ export function place({ server }) {
  */
 export function usage(session, ours, now = Date.now()) {
   if (session === null) return ours ? "Used by this tab" : "Free";
-  const image = session.image === null ? "an image" : `“${session.image.name}”`;
+  const image = session.image === null ? "an image" : quoted(session.image.name);
   const device = session.device === null ? "" : ` as ${session.device}`;
   const by = ours ? " from this tab" : ` by ${session.user} from ${session.from}`;
   switch (session.state) {

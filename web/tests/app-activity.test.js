@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import test from "node:test";
 import { Activity, BARS, CELLS } from "../app/activity.js";
+import { reading } from "../app/activity-card.js";
 
 const MIB = 1 << 20;
 
@@ -48,4 +49,13 @@ test("the plot has bytes a second in its bars, the newest last, and forgets the 
   assert.equal(series.length, BARS);
   assert.deepEqual(series.slice(-3), [2000, 500, 0]);
   assert.equal(Math.max(...activity.series(6000 + BARS * 2000)), 0);
+});
+
+test("what the machine reads is told, and how long ago it was where it is idle since long", () => {
+  const lastRead = { offset: 5_000_000, length: 4096, time: 10_000 };
+  assert.equal(reading({ lastRead: null }, true, 9_000), "The machine has read nothing yet.");
+  assert.equal(reading({ lastRead }, true, 11_000), "Reading 4.10 kB at 5.00 MB.");
+  const idle = reading({ lastRead }, true, 10_000 + 3_600_000);
+  assert.equal(idle, "Idle. Last read 1:00:00 ago: 4.10 kB at 5.00 MB.");
+  assert.equal(reading({ lastRead }, false, 11_000), "The last read was of 4.10 kB at 5.00 MB.");
 });

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { bytes, count, duration, rate } from "../app/format.js";
+import { bytes, count, duration, quoted, rate } from "../app/format.js";
 
 test("bytes are whole below 1000 and have three digits above", () => {
   assert.equal(bytes(0), "0 bytes");
@@ -43,4 +43,12 @@ test("durations grow from minutes to days", () => {
 
 test("counts have their thousands apart", () => {
   assert.equal(count(1_234_567), "1,234,567");
+});
+
+test("a long name keeps its beginning and its end, a short one all of it", () => {
+  const name = "debian-12-amd64-netinst-with-firmware-edu.iso";
+  assert.equal(name.length, 45);
+  assert.equal(quoted(name), `“${name}”`);
+  assert.equal(quoted(`${"a".repeat(100)}-the-end.iso`), `“${"a".repeat(28)}…aaaa-the-end.iso”`);
+  assert.equal(quoted("💿".repeat(100)), `“${"💿".repeat(28)}…${"💿".repeat(16)}”`);
 });

@@ -203,8 +203,17 @@ test("a disc that a CD-ROM gadget cannot show is remarked upon; one that it can 
   assert.equal(remarks(found, { name: "x", size }, "cdrom")[0].tone, "bad");
   assert.equal(remarks(found, { name: "x", size }, undefined)[0].tone, "note");
   const [fine, ...more] = remarks(found, { name: "x", size: CDROM_LIMIT }, "cdrom");
-  assert.deepEqual([fine.text, more], ["Nothing stands against it.", []]);
+  assert.deepEqual([fine.text, more], ["No problem found.", []]);
   assert.match(remarks(found, { name: "x", size: 81921 }, undefined)[0].text, /2,048/);
+});
+
+test("a disk where a CD-ROM is shown is remarked upon, and what is still packed only for that", async () => {
+  const image = { name: "x", size: 512 * 256 };
+  const disk = await inspect(withGpt(new Sketch(image.size), [EFI]).source);
+  assert.match(remarks(disk, image, "cdrom")[0].text, /no disc/);
+  assert.match(remarks(disk, image, "disk")[0].text, /No problem/);
+  const packed = await inspect(new Sketch(4096).put(0, "\x1f\x8b").source);
+  assert.equal(remarks(packed, { name: "x", size: 4097 }, "cdrom").length, 1);
 });
 
 test("what an image says never makes a read long, or one outside of it", async () => {

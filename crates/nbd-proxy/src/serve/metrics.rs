@@ -4,7 +4,7 @@ use hyper::{Response, StatusCode};
 use prometheus_client::{
     encoding::text::encode,
     metrics::{counter::Counter, family::Family, gauge::Gauge, info::Info},
-    registry::Registry as Names,
+    registry::{Registry as Names, Unit},
 };
 
 use super::{
@@ -135,7 +135,13 @@ fn register_sessions(names: &mut Names, registry: &Registry, user: &str) {
         "Sessions that are over, by outcome",
         ended,
     );
-    names.register("read_bytes", "Bytes that the machine has read", bytes_read);
+    // Its name becomes `read_bytes`.
+    names.register_with_unit(
+        "read",
+        "Bytes that the machine has read",
+        Unit::Bytes,
+        bytes_read,
+    );
     names.register(
         "device_requests",
         "Requests that the machine has made",
