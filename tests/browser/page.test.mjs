@@ -12,7 +12,7 @@ import { serve } from "../lib/program.mjs";
 
 const SOCKET = { 0: { device: "unix:" } };
 
-for (const name of /** @type {const} */ (["chromium", "firefox"])) {
+for (const name of /** @type {const} */ (["chromium", "firefox", "webkit"])) {
   test(`${name}: without a file nothing starts, and the page says what to do`, async (t) => {
     const server = await serve(t, SOCKET);
     const tab = await openPage(t, name, server);

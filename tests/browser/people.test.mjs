@@ -51,7 +51,7 @@ async function signIn(tab, password) {
   await tab.click("#password-login button");
 }
 
-for (const name of /** @type {const} */ (["chromium", "firefox"])) {
+for (const name of /** @type {const} */ (["chromium", "firefox", "webkit"])) {
   test(`${name}: a person signs in, attaches, and signs out`, async (t) => {
     const server = await serveEva(t);
     const image = await noise(join(server.folder, "image"), 1 << 20);

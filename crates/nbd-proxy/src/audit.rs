@@ -33,6 +33,10 @@ use anyhow::Context as _;
 #[cfg(feature = "serve")]
 pub(crate) use event::Who;
 pub(crate) use event::{Event, Image, Session};
+#[cfg(feature = "serve")]
+pub(crate) use journal::has_standard_error as journal_has_standard_error;
+#[cfg(feature = "serve")]
+pub(crate) use writer::rfc3339;
 
 use crate::keep::Hasher;
 #[cfg(feature = "serve")]

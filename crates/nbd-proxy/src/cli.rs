@@ -201,7 +201,7 @@ Examples:
   nbd-proxy check
   nbd-proxy check --config new.json    before it takes the place of /etc/nbd-proxy/config.json")]
 pub(crate) struct CheckArgs {
-    /// Configuration file whose devices are looked at as well
+    /// Configuration file to look at as well [default: $NBD_PROXY_CONFIG, then /etc/nbd-proxy/config.json]
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }

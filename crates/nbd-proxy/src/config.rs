@@ -378,7 +378,12 @@ fn read_device(section: &mut Section<'_, '_>) -> Result<DeviceSpec, String> {
         }
         (Some(text), None) | (None, Some(text)) => text,
         (None, None) => {
-            return Err(section.about("device", "is missing; \"auto\" takes what works here"));
+            let misspelt = ["device", "nbd-device"].map(|key| section.misspelt(key));
+            let remedy = match misspelt.into_iter().flatten().next() {
+                Some(key) => format!("is missing; {key:?} may have been meant to be it"),
+                None => "is missing; \"auto\" takes what works here".to_owned(),
+            };
+            return Err(section.about("device", &remedy));
         }
     };
     let device = parse_device(text).map_err(|message| section.about("device", &message))?;

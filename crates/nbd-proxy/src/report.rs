@@ -1,14 +1,16 @@
-//! Messages for people: one line each on standard error, and in the stdin/stdout form to syslog too, since bmcweb
-//! gives its child no standard error.
+//! Messages, one line each: on standard error, for people or as JSON for programs, and in the stdin/stdout form to
+//! syslog too, since bmcweb gives its child no standard error.
 
 use std::{
     fmt::Display,
     io::Write,
     os::unix::net::UnixDatagram,
-    sync::OnceLock,
-    time::{Duration, Instant},
+    sync::{LazyLock, OnceLock},
+    time::{Duration, Instant, SystemTime},
 };
 
+#[cfg(feature = "serve")]
+use crate::audit;
 use crate::throttle::Throttle;
 
 /// Where the system's logger listens.
@@ -16,7 +18,12 @@ const SYSLOG_SOCKET: &str = "/dev/log";
 /// Facility `daemon` of RFC 5424, section 6.2.1, times eight.
 const FACILITY: u8 = 3 << 3;
 
+/// The variable that says how messages look on standard error.
+#[cfg(feature = "serve")]
+pub(crate) const FORM_VARIABLE: &str = "NBD_PROXY_LOG";
+
 static SYSLOG: OnceLock<UnixDatagram> = OnceLock::new();
+static FORM: LazyLock<Form> = LazyLock::new(Form::here);
 
 /// How grave a message is, as syslog counts.
 #[derive(Clone, Copy)]
@@ -24,6 +31,81 @@ enum Severity {
     Error = 3,
     Warning = 4,
     Information = 6,
+}
+
+#[cfg(feature = "serve")]
+impl Severity {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Information => "info",
+        }
+    }
+}
+
+/// How a message looks on standard error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Form {
+    /// For people.
+    Text,
+    /// The same with the severity before it, which the journal takes off (sd-daemon(3)).
+    #[cfg(feature = "serve")]
+    Journal,
+    /// An object of JSON on each line.
+    #[cfg(feature = "serve")]
+    Json,
+}
+
+impl Form {
+    #[cfg(not(feature = "serve"))]
+    fn here() -> Self {
+        Self::Text
+    }
+
+    #[cfg(feature = "serve")]
+    fn here() -> Self {
+        match std::env::var(FORM_VARIABLE).as_deref() {
+            Ok("json") => Self::Json,
+            _ if audit::journal_has_standard_error() => Self::Journal,
+            _ => Self::Text,
+        }
+    }
+
+    #[cfg_attr(
+        not(feature = "serve"),
+        expect(unused_variables, reason = "text has neither")
+    )]
+    fn line(self, severity: Severity, message: &str, now: SystemTime) -> String {
+        match self {
+            Self::Text => format!("nbd-proxy: {message}\n"),
+            #[cfg(feature = "serve")]
+            Self::Journal => format!("<{}>nbd-proxy: {message}\n", severity as u8),
+            #[cfg(feature = "serve")]
+            Self::Json => {
+                let time = audit::rfc3339(now);
+                let severity = severity.name();
+                let line =
+                    serde_json::json!({ "time": time, "severity": severity, "message": message });
+                format!("{line}\n")
+            }
+        }
+    }
+}
+
+/// Whether messages can look as they are wanted to.
+///
+/// # Errors
+///
+/// [`FORM_VARIABLE`] has another value than `text` and `json`.
+#[cfg(feature = "serve")]
+pub(crate) fn check_form() -> anyhow::Result<()> {
+    match std::env::var_os(FORM_VARIABLE) {
+        Some(form) if form != "text" && form != "json" => anyhow::bail!(
+            "${FORM_VARIABLE} is {form:?}; it has to be \"text\" or \"json\", or not set"
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// From now on messages go to syslog as well, where there is one.
@@ -105,7 +187,8 @@ pub(crate) fn sentence(error: &anyhow::Error) -> String {
 fn say(severity: Severity, message: &dyn Display) {
     let message = one_line(&message.to_string());
     // Nobody may be listening; there is no better place to complain.
-    let _ = std::io::stderr().write_all(format!("nbd-proxy: {message}\n").as_bytes());
+    let line = FORM.line(severity, &message, SystemTime::now());
+    let _ = std::io::stderr().write_all(line.as_bytes());
     if let Some(socket) = SYSLOG.get() {
         let priority = FACILITY | severity as u8;
         let _ = socket
@@ -133,6 +216,20 @@ pub(crate) fn is_treacherous(character: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{one_line, sentence};
+
+    #[test]
+    #[cfg(feature = "serve")]
+    fn each_form_has_the_severity_that_its_reader_looks_for() {
+        use super::{Duration, Form, Severity, SystemTime};
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
+        let line = |form: Form| form.line(Severity::Warning, "the \"disk\" is full", now);
+        assert_eq!(line(Form::Text), "nbd-proxy: the \"disk\" is full\n");
+        assert_eq!(line(Form::Journal), "<4>nbd-proxy: the \"disk\" is full\n");
+        let json: serde_json::Value = serde_json::from_str(&line(Form::Json)).unwrap();
+        assert_eq!(json["time"], "1970-01-01T00:00:01.500Z");
+        assert_eq!(json["severity"], "warning");
+        assert_eq!(json["message"], "the \"disk\" is full");
+    }
 
     #[test]
     fn a_cause_that_was_named_is_not_repeated() {

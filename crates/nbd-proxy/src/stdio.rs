@@ -7,13 +7,14 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use nbd_session::EndReason;
 use tokio::time::timeout;
 
 use crate::{
     attachment::{Attachment, Outcome, Settings},
     claim::Claim,
-    config::{Config, Strictness},
+    config::{Config, ConfigError, Strictness},
     link, paths, report,
     signals::Signals,
 };
@@ -27,10 +28,11 @@ pub(crate) async fn run(
     configuration: Option<String>,
 ) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
-    let (config, warnings) =
-        Config::load(&paths::config_file(config.as_deref()), Strictness::Lenient)?;
+    let name = configuration.as_deref();
+    let loaded = Config::load(&paths::config_file(config.as_deref()), Strictness::Lenient);
+    let (config, warnings) = explained(loaded, name)?;
     warnings.iter().for_each(report::warning);
-    let configuration = config.choose(configuration.as_deref())?;
+    let configuration = explained(config.choose(name), name)?;
     let runtime_dir = paths::runtime_dir()?;
 
     let claim = tokio::select! {
@@ -49,6 +51,20 @@ pub(crate) async fn run(
     Ok(match outcome {
         Outcome::InOrder(_) => ExitCode::SUCCESS,
         Outcome::Failed(_) => ExitCode::FAILURE,
+    })
+}
+
+/// Says of a word that is no configuration, and nearly a command, that this form of the program took it.
+fn explained<T>(result: Result<T, ConfigError>, word: Option<&str>) -> anyhow::Result<T> {
+    let near = |name: &str| word.is_some_and(|word| strsim::osa_distance(word, name) <= 2);
+    let commands = crate::command();
+    let mut visible = commands.get_subcommands().filter(|one| !one.is_hide_set());
+    let Some(meant) = visible.find(|one| near(one.get_name())) else {
+        return Ok(result?);
+    };
+    result.with_context(|| {
+        let name = meant.get_name();
+        format!("the command is {name:?}; what was given was taken for a configuration")
     })
 }
 

@@ -38,10 +38,16 @@ const COMMON: [(&str, &[(&str, &str)]); 3] = [
     ),
     (
         "ENVIRONMENT",
-        &[(
-            "NBD_PROXY_CONFIG",
-            "The configuration file, where --config names none.",
-        )],
+        &[
+            (
+                "NBD_PROXY_CONFIG",
+                "The configuration file, where --config names none.",
+            ),
+            (
+                "NBD_PROXY_LOG",
+                "How messages look on standard error: \"text\", or \"json\" for a line of JSON each.",
+            ),
+        ],
     ),
     (
         "EXIT STATUS",

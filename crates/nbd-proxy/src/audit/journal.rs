@@ -23,7 +23,7 @@ const INFORMATIONAL: &str = "6";
 
 /// Whether our standard error goes to the journal. The variable alone tells less: whatever systemd started hands it on
 /// (systemd.exec(5), JOURNAL_STREAM).
-pub(super) fn has_standard_error() -> bool {
+pub(crate) fn has_standard_error() -> bool {
     let Ok(status) = rustix::fs::fstat(io::stderr()) else {
         return false;
     };

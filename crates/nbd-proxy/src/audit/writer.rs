@@ -61,7 +61,7 @@ impl Entry {
 }
 
 /// UTC with milliseconds (RFC 3339, section 5.6).
-fn rfc3339(time: SystemTime) -> String {
+pub(crate) fn rfc3339(time: SystemTime) -> String {
     let time = OffsetDateTime::from(time);
     format!(
         "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",

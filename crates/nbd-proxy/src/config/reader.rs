@@ -207,6 +207,12 @@ impl<'v> Section<'_, 'v> {
         }
     }
 
+    /// A key that is there and may have been meant to be this one, which is not.
+    pub(super) fn misspelt(&self, key: &str) -> Option<&str> {
+        let mut others = self.members.keys().map(String::as_str);
+        others.find(|other| strsim::osa_distance(key, other) <= 2)
+    }
+
     /// Ends the section: what nobody asked for is unknown.
     pub(super) fn finish(self) -> Result<(), String> {
         for key in self

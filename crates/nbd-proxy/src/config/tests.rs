@@ -87,6 +87,18 @@ fn an_unknown_key_is_an_error_that_names_the_nearest_or_a_warning() {
 }
 
 #[test]
+fn a_device_that_is_missing_for_a_misspelt_key_is_told_with_that_key() {
+    for key in ["devise", "nbd-devic"] {
+        let error = message(&one(&format!("\"{key}\": \"auto\"")), Strictness::Strict);
+        assert!(
+            error.contains(&format!("{key:?} may have been meant")),
+            "{error}"
+        );
+    }
+    assert!(message(&one(""), Strictness::Strict).contains("\"auto\" takes"));
+}
+
+#[test]
 fn comments_pass_only_where_the_prototype_read_the_file() {
     let text = format!(
         "/* ours */ {}",

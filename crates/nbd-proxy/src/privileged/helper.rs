@@ -40,8 +40,14 @@ const CALLS: usize = 256;
 const FOR_HOOKS: [&str; 8] = [
     "PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "HOME", "USER", "LOGNAME",
 ];
-/// What the helper needs besides: where the configuration and the runtime directory are.
-const FOR_HELPER: [&str; 3] = ["NBD_PROXY_CONFIG", "RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"];
+/// What the helper needs besides: where the configuration and the runtime directory are, and how its messages look.
+const FOR_HELPER: [&str; 5] = [
+    "NBD_PROXY_CONFIG",
+    "RUNTIME_DIRECTORY",
+    "XDG_RUNTIME_DIR",
+    report::FORM_VARIABLE,
+    "JOURNAL_STREAM",
+];
 /// Where programs are, should nobody have said.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 

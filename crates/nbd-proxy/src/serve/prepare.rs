@@ -33,6 +33,7 @@ pub(crate) struct Prepared {
 
 /// Reads the configuration, and sees whether what it names can be.
 pub(crate) fn prepare(args: ServeArgs) -> anyhow::Result<Prepared> {
+    report::check_form()?;
     let config = Arc::new(load(args.config.as_deref())?);
     let wants_tls = args.tls_self_signed || config.serve.tls.is_some();
     let passed = service::passed_listeners()?;

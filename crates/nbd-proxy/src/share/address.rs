@@ -40,7 +40,9 @@ impl Address {
         let tls = match uri.scheme().map(Scheme::as_str) {
             Some("http" | "ws") => false,
             Some("https" | "wss") => true,
-            _ => bail!("{text:?} begins with none of http://, https://, ws://, wss://"),
+            _ => bail!(
+                "{text:?} begins with none of http://, https://, ws://, wss://; give the address that serve printed"
+            ),
         };
         let authority = uri
             .authority()

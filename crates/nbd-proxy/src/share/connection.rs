@@ -206,7 +206,10 @@ fn credentials(address: &Address) -> anyhow::Result<Option<(HeaderName, HeaderVa
 async fn connect(address: &Address) -> anyhow::Result<Box<dyn Stream>> {
     let stream = TcpStream::connect((address.host.as_str(), address.port))
         .await
-        .with_context(|| format!("can't connect to {} port {}", address.host, address.port))?;
+        .with_context(|| {
+            let Address { host, port, .. } = address;
+            format!("can't connect to {host} port {port}, where nbd-proxy serve should listen")
+        })?;
     let _ = stream.set_nodelay(true);
     if !address.tls {
         return Ok(Box::new(stream));

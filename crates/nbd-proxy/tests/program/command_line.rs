@@ -75,6 +75,11 @@ fn what_is_wrong_with_the_configuration_is_told_in_one_line() {
             &["7"],
             "there is no configuration \"7\"; there is \"0\"",
         ),
+        (
+            r#"{"configurations": {"0": {"device": "auto"}}}"#,
+            &["chekc"],
+            "the command is \"check\"; what was given was taken for a configuration: there is no",
+        ),
     ] {
         place.write_config(config);
         let (code, output, messages) = place.run(arguments);

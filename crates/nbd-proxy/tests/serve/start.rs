@@ -102,6 +102,27 @@ fn status_without_a_server_says_so() {
 }
 
 #[test]
+fn messages_are_json_for_who_wants_them_so() {
+    let server = Server::start();
+    for (form, severity, message) in [
+        ("json", "error", "can't read the configuration"),
+        ("yaml", "", "$NBD_PROXY_LOG is \"yaml\"; it has to be"),
+    ] {
+        let mut command = server.command(&["serve", "--config", "/nonexistent"]);
+        command.env("NBD_PROXY_LOG", form);
+        let (status, stderr) = Process::start(command).wait();
+        assert_eq!(status.code(), Some(1));
+        assert!(
+            stderr.contains(message) && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+        let json: Option<serde_json::Value> = serde_json::from_str(&stderr).ok();
+        let told = json.as_ref().and_then(|line| line["severity"].as_str());
+        assert_eq!(told.unwrap_or_default(), severity, "{stderr}");
+    }
+}
+
+#[test]
 fn a_path_too_long_for_the_control_socket_is_refused_with_the_remedy() {
     let server = Server::start();
     let path = server.folder.path().join("x".repeat(108));
