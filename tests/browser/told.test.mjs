@@ -30,12 +30,16 @@ for (const name of /** @type {const} */ (["chromium", "firefox", "webkit"])) {
 
     await output("qemu-img", ["create", "-q", "-f", "qcow2", file("vm.qcow2"), "1M"]);
     await tab.choose("#file", file("vm.qcow2"));
-    await shows(tab, "#facts", /qcow2[^]*Not as it is[^]*qemu-img convert .* vm\.qcow2 vm\.raw/);
+    await shows(
+      tab,
+      "#facts",
+      /qcow2[\s\S]*Not as it is[\s\S]*qemu-img convert .* vm\.qcow2 vm\.raw/,
+    );
 
     await output("cp", [await bootableIso(), file("cut.iso")]);
     await truncate(file("cut.iso"), 20_000_000);
     await tab.choose("#file", file("cut.iso"));
-    await shows(tab, "#facts", /ISO 9660 hybrid[^]*BIOS[^]*ISOIMAGE[^]*cut off/);
+    await shows(tab, "#facts", /ISO 9660 hybrid[\s\S]*BIOS[\s\S]*ISOIMAGE[\s\S]*cut off/);
 
     // A hole takes no room, and reads as zeros.
     await output("cp", [await bootableIso(), file("large.iso")]);
@@ -90,12 +94,12 @@ for (const name of /** @type {const} */ (["chromium", "firefox", "webkit"])) {
     await shows(
       tab,
       ".figures",
-      /Speed\s+[\d.]+ [kM]?B\/s[^]*Served\s+[\d.]+ [kM]B[^]*Round trip\s+\d[\d.]* ms/,
+      /Speed\s+[\d.]+ [kM]?B\/s[\s\S]*Served\s+[\d.]+ [kM]B[\s\S]*Round trip\s+\d[\d.]* ms/,
     );
     await waitFor("the whole map", () =>
       tab.evaluate(`document.querySelector(".map").getAttribute("aria-label").includes("100%")`),
     );
-    await shows(tab, "#state", /whole copy[^]*may be closed/);
+    await shows(tab, "#state", /whole copy[\s\S]*may be closed/);
     const progress = await tab.evaluate("[...progress].join(' ')");
     assert.match(progress, /Copied to the machine: \d+% \([^)]* of 25\.2 MB/);
     const plot = `document.querySelector(".plot").getAttribute("aria-label")`;

@@ -23,7 +23,7 @@ import { Trace } from "./trace.js";
 /**
  * @typedef {object} EndError why it ended, unless in order
  * @property {import("./link.js").LinkErrorCode | import("./image-error.js").ImageErrorCode
- *   | "bad-address" | "internal"} code
+ *   | "bad-address" | "internal"} code for programs; web/nbd/README.md lists them
  * @property {string} reason for people
  * @property {number | null} closeCode the WebSocket's, where it came to one
  */
@@ -36,7 +36,7 @@ import { Trace } from "./trace.js";
  * @property {number} size bytes, of the device
  * @property {boolean} read_only
  * @property {boolean} resumed
- * @property {number | null} seconds_left
+ * @property {number | null} seconds_left until the session ends, while it has no link; null while it has one
  * @property {number} [hold] seconds that it waits for a lost link
  * @property {Keep | null} keep the copy that it makes of the image, if any
  */
@@ -46,7 +46,7 @@ import { Trace } from "./trace.js";
  * @property {number} bytes that are copied
  * @property {number} size bytes, of the image
  * @property {boolean} whole all is copied and verified: the link is not needed any more
- * @property {number | null} seconds_left
+ * @property {number | null} seconds_left until it is whole, as the server estimates it; null: unknown
  * @property {string | null} [problem] why there is no copy, for people
  */
 
@@ -59,13 +59,18 @@ import { Trace } from "./trace.js";
 
 /** @typedef {import("./trace.js").Range} Range */
 
-/** @typedef {Range & {time: number}} LastRead `time` is of the same clock as the state's */
+/**
+ * @typedef {object} LastRead the latest read
+ * @property {number} offset bytes, into the image
+ * @property {number} length bytes
+ * @property {number} time in milliseconds, of the same clock as the state's
+ */
 
 /** @typedef {"idle" | "connecting" | "serving" | "held" | "ended"} Phase */
 
 /**
  * @typedef {object} State
- * @property {Phase} phase
+ * @property {Phase} phase how far it is; "held" and "serving" may follow each other many times
  * @property {ImageInfo | null} image null until it was opened
  * @property {number} bytes of the image sent since start()
  * @property {number} requests answered since start()
@@ -74,12 +79,12 @@ import { Trace } from "./trace.js";
  *   each to whole 4096ths of the image
  * @property {LastRead | null} lastRead the latest of them, exactly
  * @property {number | null} roundTrip milliseconds to the server and back, while it can be measured
- * @property {ServerState | null} server
+ * @property {ServerState | null} server what the server has told of the session; null on a plain link
  * @property {Held | null} held while the phase is "held"
  * @property {{reason: string, message: string} | null} end what the server said at the end:
  *   `reason` is a word, `message` a sentence
- * @property {Trouble | null} trouble
- * @property {EndError | null} error
+ * @property {Trouble | null} trouble why the machine gets errors, while it does
+ * @property {EndError | null} error why it failed; null where it ended in order, or goes on
  * @property {number | null} closeCode the WebSocket's, once the link was closed
  */
 

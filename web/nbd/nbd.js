@@ -77,7 +77,11 @@ export class NBDServer extends EventTarget {
    */
   onlog = null;
 
-  /** @type {Readonly<State>} */
+  /**
+   * The latest, as its event has told it.
+   *
+   * @type {Readonly<State>}
+   */
   state = IDLE;
 
   /** @type {Options} */
@@ -115,10 +119,16 @@ export class NBDServer extends EventTarget {
   constructor(endpoint, image, options, token) {
     super();
     const isOptions = typeof options === "object" && options !== null;
+    /** As it was given; what start() connects to. */
     this.endpoint = endpoint;
+    /** As it was given; what start() serves. */
     this.image = image;
     this.#options = isOptions ? { ...options } : { session: false, token };
-    /** @type {string | number | null | undefined} */
+    /**
+     * The caller's own; nothing is done with it.
+     *
+     * @type {string | number | null | undefined}
+     */
     this.id = isOptions ? undefined : options;
     /** The session's ID; null on a plain link. */
     this.session = chooseSession(endpoint, this.#options.session);
@@ -150,6 +160,8 @@ export class NBDServer extends EventTarget {
   }
 
   /**
+   * Calls the listener at each change of `state`.
+   *
    * @overload
    * @param {"state"} type
    * @param {(event: CustomEvent<State>) => void} listener
@@ -157,6 +169,8 @@ export class NBDServer extends EventTarget {
    * @returns {void}
    */
   /**
+   * There are no other events; other types are taken as every EventTarget takes them.
+   *
    * @overload
    * @param {string} type
    * @param {EventListenerOrEventListenerObject | null} listener

@@ -77,3 +77,42 @@ test("every example of the documents is well-typed", async (t) => {
   const { stdout } = await promisify(execFile)(tsc, [...flags, ...files]).catch((error) => error);
   assert.equal(stdout, "");
 });
+
+/** The types that the library's users see, by the file that declares them. */
+const PUBLIC = {
+  "nbd.d.ts": ["Options", "NBDServer"],
+  "engine.d.ts": ["State", "EndError", "Held", "Keep", "LastRead", "Range"],
+  "image.d.ts": ["CustomImage"],
+  "image-error.d.ts": ["ImageError"],
+};
+
+/** @param {string} comment @returns {boolean} whether it says anything in words */
+function speaks(comment) {
+  return /[a-z]{2}/i.test(comment.replaceAll(/@\w+(\s*\{[^}]*\})?(\s*\[?\w+\]?)?/g, ""));
+}
+
+/** @param {string} text of declarations @param {string} name @returns {string[]} its members without a word on them */
+function silent(text, name) {
+  const start = text.search(new RegExp(`^export (declare class|type) ${name}\\b`, "m"));
+  assert.notEqual(start, -1, `${name} is not declared`);
+  const [body] = text.slice(start).split(/^\};?$/m);
+  const members = body.matchAll(
+    /((?:^ {4}\/\*\*[\s\S]*?\*\/\n)*)^ {4}(?:readonly )?(\w+)\??[(:]/gm,
+  );
+  const bare = [...members].filter(
+    ([, comment, member]) => member !== "constructor" && !speaks(comment),
+  );
+  return bare.map(([, , member]) => `${name}.${member}`);
+}
+
+test("every public member of nbd.js is documented", async (t) => {
+  const folder = await mkdtemp(join(tmpdir(), "nbd-proxy-types-"));
+  t.after(() => rm(folder, { recursive: true }));
+  const project = join(ROOT, "web/tsconfig.types.json");
+  const tsc = join(ROOT, "node_modules/.bin/tsc");
+  await promisify(execFile)(tsc, ["-p", project, "--outDir", folder]);
+  for (const [file, names] of Object.entries(PUBLIC)) {
+    const text = await readFile(join(folder, file), "utf8");
+    for (const name of names) assert.deepEqual(silent(text, name), []);
+  }
+});
