@@ -14,6 +14,7 @@ export class ImageError extends Error {
   constructor(code, message) {
     super(message);
     this.name = "ImageError";
+    /** For programs. */
     this.code = code;
   }
 }

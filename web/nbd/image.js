@@ -10,7 +10,7 @@ import { Witness } from "./witness.js";
  * @property {number} size bytes, 1 to Number.MAX_SAFE_INTEGER
  * @property {(offset: number, length: number) => ReadResult | Promise<ReadResult>} read exactly
  *   `length` bytes. An ArrayBuffer becomes ours (a Worker takes it away); a view is copied
- * @property {string} [name]
+ * @property {string} [name] what people are shown
  * @property {number | null} [modified] milliseconds since 1970
  */
 
