@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Records what a machine reads of a disk, as root: bench/traces/NAME.gz, an offset and a length in a line.
+"""Records what a machine reads of a disk, as root, in bench/traces/NAME.gz.
 
     bench/record.py iso ext4 boot
 
@@ -8,21 +8,18 @@ to its first question.
 """
 
 import contextlib
-import gzip
-import os
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
 
-from harness import ROOT, output, running, uri, wait_for
+from harness import output, running, uri, wait_for
+from machine import bootable_iso, booted
+from traces import keep
 
-TRACES = ROOT / "bench/traces"
 # A tree of many small files, and some larger ones, that every Debian has.
 TREE = "/usr/share/perl"
-BOOTABLE = 'import { bootableIso } from "./tests/lib/images.mjs"; console.log(await bootableIso());'
-GREETING = "Choose a mirror of the Debian archive"
 
 
 @contextlib.contextmanager
@@ -65,15 +62,8 @@ def ext4(folder):
 
 
 def boot(folder):
-    image = output("node", "--input-type=module", "-e", BOOTABLE, cwd=ROOT).strip()
-    with logged(image, folder) as (path, trace):
-        disk = f"file={uri(path)},format=raw,if=none,id=disk,readonly=on"
-        with running("qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", "1024", "-smp", "2",
-                     "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot", "-drive", disk,
-                     "-device", "ide-cd,drive=disk", stdout=subprocess.PIPE, text=True, errors="replace") as machine:
-            for said in machine.stdout:
-                if GREETING in said:
-                    break
+    with logged(bootable_iso(), folder) as (path, trace):
+        booted(path)
     return trace
 
 
@@ -81,9 +71,7 @@ def main():
     for name in sys.argv[1:]:
         with tempfile.TemporaryDirectory() as folder:
             trace = {"iso": iso, "ext4": ext4, "boot": boot}[name](pathlib.Path(folder))
-        # Without a time in it, the same trace makes the same file.
-        with open(TRACES / f"{name}.gz", "wb") as raw, gzip.GzipFile("", "wb", mtime=0, fileobj=raw) as target:
-            target.write("".join(f"{offset} {length}\n" for offset, length in trace).encode())
+        keep(name, trace)
         print(f"{name}: {len(trace)} reads, {sum(length for _, length in trace) >> 20} MiB")
 
 

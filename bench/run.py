@@ -23,12 +23,13 @@ import traceback
 
 import report
 from harness import ROOT, Bench, Failed, output, warn
-from questions import browser, cost, growth, line, native, size
+from questions import boot, browser, cost, growth, line, native, size
 
 QUESTIONS = {
     "browser": browser,
     "native": native,
     "line": line,
+    "boot": boot,
     "cost": cost,
     "size": size,
     "growth": growth,

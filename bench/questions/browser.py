@@ -5,7 +5,6 @@ a slice of the file for each request, behind a server without a cache. The reads
 """
 
 import contextlib
-import gzip
 import itertools
 import random
 import socket
@@ -13,12 +12,12 @@ import subprocess
 import time
 
 from chromium import chromium, pages, way
-from harness import PYTHON, ROOT, Failed, copy_rate, in_turn, output, running, serve, uri, wait_for
+from harness import PYTHON, Failed, copy_rate, in_turn, output, running, serve, uri, wait_for
 from report import Row
+from traces import pieces
 
 TITLE = "Through Chromium"
 
-TRACES = ROOT / "bench/traces"
 TRACED = {
     "iso": "an ISO is mounted and read",
     "ext4": "an ext4 image is mounted and read",
@@ -75,14 +74,6 @@ def bare(bench, tab, base, name, cache=None):
         url = f"ws://127.0.0.1:{server.port}/nbd/0"
         with way(tab, base, name, bench.image, url=url, token=server.token):
             yield server.device()
-
-
-def pieces(trace):
-    """A recorded trace as reads of at most 4 KiB: (offset, length)."""
-    for line in gzip.open(TRACES / f"{trace}.gz", "rt"):
-        offset, length = map(int, line.split())
-        for at in range(offset, offset + length, 4096):
-            yield at, min(4096, offset + length - at)
 
 
 def scattered(size, seed):
