@@ -154,6 +154,27 @@ def qemu_nbd(image, folder):
         yield path, process.pid
 
 
+@contextlib.contextmanager
+def nbdfuse(bench):
+    """nbdkit's file as nbdfuse mounts it."""
+    folder = bench.folder()
+    path = folder / "disk"
+    path.touch()
+    with nbdkit(bench.image, folder) as (socket_path, _), running("nbdfuse", "-r", path, uri(socket_path)):
+        wait_for(lambda: path.stat().st_size > 0, "nbdfuse's file")
+        yield path
+
+
+@contextlib.contextmanager
+def fuse_device(bench):
+    """The image as a session shows it as a file."""
+    folder = bench.folder()
+    path = folder / "shown"
+    with serve(bench, {"0": {"device": f"fuse:{path}"}}) as server, share(bench, server, bench.image):
+        server.attached()
+        yield path
+
+
 @dataclasses.dataclass
 class Serve:
     """A running `nbd-proxy serve`."""
@@ -239,6 +260,13 @@ def shared(bench, image, shape=None):
 def copy_rate(path, size):
     """Bytes a second of nbdcopy."""
     return size / timed("nbdcopy", uri(path), "null:")
+
+
+def read_rate(path, size):
+    """Bytes a second of dd, of a file that is read anew: nothing of it is in the page cache."""
+    with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return size / timed("dd", f"if={path}", "of=/dev/null", "bs=1M")
 
 
 def random_reads(path, depth, seconds):

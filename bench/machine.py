@@ -23,7 +23,8 @@ def booted(path):
     start = time.monotonic()
     with running("qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", "1024", "-smp", "2",
                  "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot", "-drive", disk,
-                 "-device", "ide-cd,drive=disk", stdout=subprocess.PIPE, text=True, errors="replace") as machine:
+                 "-device", "ide-cd,drive=disk", stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                 text=True, errors="replace") as machine:
         overdue = threading.Timer(PATIENCE, machine.kill)
         overdue.start()
         try:

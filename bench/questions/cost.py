@@ -5,7 +5,6 @@ input and output, beside socat in its place.
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -25,7 +24,6 @@ from harness import (
     shared,
     uri,
     wait_for,
-    warn,
 )
 from report import Row
 
@@ -144,13 +142,10 @@ def run(bench):
     [theirs] = medians(rounds, lambda: (relayed(bench, websocketd),))
     filtered, filter_most = medians(rounds, lambda: piped(bench, lambda *at: proxy_filter(bench, *at)))
     socats, _ = medians(rounds, lambda: piped(bench, socat))
-    rows = [Row("serve", ours, "s/GiB", "websocketd and socat", theirs, ("at most", 0.5))]
-    if shutil.which("websockify"):
-        rows.append(Row("serve, beside websockify", ours, "s/GiB", "websockify", relayed(bench, websockify)))
-    else:
-        warn("websockify is not installed: it is left out")
+    [other] = medians(rounds, lambda: (relayed(bench, websockify),))
     return [
-        *rows,
+        Row("serve", ours, "s/GiB", "websocketd and socat", theirs, ("at most", 0.5)),
+        Row("serve, beside websockify", ours, "s/GiB", "websockify", other),
         Row("the filter on standard input and output", filtered, "s/GiB", "socat", socats, ("at most", 1.2)),
         Row("serve, idle", idle, "MB", "resident", target=("at most", 12)),
         Row("the filter, streaming", filter_most, "MB", "resident at most", target=("at most", 4)),

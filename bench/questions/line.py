@@ -5,9 +5,9 @@ is all that anybody could get.
 
 import contextlib
 import os
-import pathlib
+import statistics
 
-from harness import MIB, depth_one, line_to, serve, share, shared, timed, warn
+from harness import MIB, Failed, depth_one, line_to, serve, share, shared, timed
 from report import Row
 
 TITLE = "Over a slow line"
@@ -17,8 +17,8 @@ LINES = [((50, 100), 0.9), ((50, 1000), 0.8), ((200, 20), 0.9)]
 
 
 def amount(bench, rate):
-    """Bytes that take about ten seconds, three in a quick run."""
-    return int(rate * 1e6 / 8 * (3 if bench.quick else 10)) // MIB * MIB
+    """Bytes that take about eight seconds, three in a quick run."""
+    return int(rate * 1e6 / 8 * (3 if bench.quick else 8)) // MIB * MIB
 
 
 def socket_rate(bench, shape):
@@ -36,15 +36,19 @@ def loop_rate(bench, shape):
         return count * MIB / timed("dd", f"if={device}", "of=/dev/null", "bs=1M", f"count={count}")
 
 
+def middle(bench, rate):
+    """The median of several cold readers, in Mbit/s: each has a session of its own."""
+    return statistics.median(rate() for _ in range(1 if bench.quick else 3)) * 8 / 1e6
+
+
 def run(bench):
+    if not os.access("/dev/loop-control", os.W_OK):
+        raise Failed("/dev/loop-control can't be written to: run this as root")
     rows = []
     for shape, share_of in LINES:
         name = f"{shape[0]} ms, {shape[1]} Mbit/s"
-        got = socket_rate(bench, shape) * 8 / 1e6
+        got = middle(bench, lambda at=shape: socket_rate(bench, at))
         rows.append(Row(f"{name}: unix:, 128 KiB, depth 1", got, "Mbit/s", "the line", shape[1], ("at least", share_of)))
-        if os.access("/dev/loop-control", os.W_OK):
-            got = loop_rate(bench, shape) * 8 / 1e6
-            rows.append(Row(f"{name}: loop:, dd bs=1M", got, "Mbit/s", "the line", shape[1], ("at least", share_of)))
-        else:
-            warn("/dev/loop-control can't be written to: loop: is left out")
+        got = middle(bench, lambda at=shape: loop_rate(bench, at))
+        rows.append(Row(f"{name}: loop:, dd bs=1M", got, "Mbit/s", "the line", shape[1], ("at least", share_of)))
     return rows

@@ -1,10 +1,21 @@
 """`share` to `serve` to a Unix socket, without a browser, beside servers that read the same file directly. Both are
-read by nbdcopy, and by fio's NBD engine.
+read by nbdcopy, and by fio's NBD engine. At last the image as a mounted file (`fuse:`), beside nbdfuse.
 """
 
 import contextlib
 
-from harness import copy_rate, depth_one, in_turn, nbdkit, qemu_nbd, random_reads, shared
+from harness import (
+    copy_rate,
+    depth_one,
+    fuse_device,
+    in_turn,
+    nbdfuse,
+    nbdkit,
+    qemu_nbd,
+    random_reads,
+    read_rate,
+    shared,
+)
 from report import Row
 
 TITLE = "Natively"
@@ -30,4 +41,7 @@ def run(bench):
             ours, theirs, qemus = in_turn(bench.rounds, *each)
             rows.append(Row(what, ours, unit, "nbdkit", theirs, target))
             rows.append(Row(f"{what}, beside qemu-nbd", ours, unit, "qemu-nbd", qemus))
+    with nbdfuse(bench) as theirs, fuse_device(bench) as ours:
+        mounted = in_turn(bench.rounds, *(lambda at=at: read_rate(at, bench.size) / 1e6 for at in (ours, theirs)))
+    rows.append(Row("a mounted file, dd bs=1M", mounted[0], "MB/s", "nbdfuse of nbdkit", mounted[1]))
     return rows

@@ -1,9 +1,9 @@
 /** @module */
 
 /** Bytes of a block; blocks lie at multiples of it. A slice of so many takes hardly longer than one of 4 KiB. */
-const BLOCK = 64 * 1024;
+export const BLOCK = 64 * 1024;
 
-/** Blocks that are kept, 4 MiB of them at most. */
+/** Blocks that are kept where nobody says how many. */
 const KEPT_BLOCKS = 64;
 
 /** Blocks that may be read in vain before short reads are read as they are. */
@@ -16,6 +16,7 @@ const CREDIT = 32;
  */
 export class BlockCache {
   #source;
+  #kept;
   #credit = CREDIT;
   /** @type {Map<number, Promise<Uint8Array> | null>} by number, null where it was only touched; the least recently used first */
   #blocks = new Map();
@@ -24,9 +25,11 @@ export class BlockCache {
    * @param {object} source
    * @param {number} source.size bytes
    * @param {(offset: number, length: number) => Promise<Uint8Array>} source.read exactly so many
+   * @param {number} [kept] blocks at most
    */
-  constructor(source) {
+  constructor(source, kept = KEPT_BLOCKS) {
     this.#source = source;
+    this.#kept = kept;
   }
 
   /**
@@ -37,7 +40,7 @@ export class BlockCache {
   async read(offset, length) {
     const index = Math.floor(offset / BLOCK);
     const start = index * BLOCK;
-    if (offset + length > start + BLOCK || length === BLOCK) {
+    if (this.#kept === 0 || offset + length > start + BLOCK || length === BLOCK) {
       return this.#source.read(offset, length);
     }
     const block = this.#touch(index);
@@ -62,7 +65,7 @@ export class BlockCache {
     this.#blocks.delete(index);
     this.#blocks.set(index, block);
     for (const oldest of this.#blocks.keys()) {
-      if (this.#blocks.size <= KEPT_BLOCKS) {
+      if (this.#blocks.size <= this.#kept) {
         break;
       }
       this.#blocks.delete(oldest);

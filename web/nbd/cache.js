@@ -13,7 +13,7 @@
 /** Bytes of a window; windows lie at multiples of it. */
 export const WINDOW = 4 * 1024 * 1024;
 
-/** Windows that are kept: two for each of a few readers, and 32 MiB at most. */
+/** Windows that are kept where nobody says how many: two for each of a few readers. */
 const KEPT_WINDOWS = 8;
 
 /** A run of this many bytes, in two requests or more, is read by windows. */
@@ -28,6 +28,7 @@ const RUNS = 16;
 /** The bytes of an image, for a Service. */
 export class WindowCache {
   #source;
+  #kept;
   /** @type {Map<number, Promise<Uint8Array>>} windows by number, the least recently used first */
   #windows = new Map();
   /** @type {{start: number, end: number}[]} the least recently extended first */
@@ -37,9 +38,11 @@ export class WindowCache {
    * @param {object} source
    * @param {number} source.size bytes
    * @param {(offset: number, length: number) => Promise<Uint8Array>} source.read exactly so many
+   * @param {number} [kept] windows at most; a reader takes two, so with fewer there are none
    */
-  constructor(source) {
+  constructor(source, kept = KEPT_WINDOWS) {
     this.#source = source;
+    this.#kept = kept < 2 ? 0 : kept;
   }
 
   /**
@@ -53,7 +56,7 @@ export class WindowCache {
     }
     const run = this.#extendRun(offset, offset + length);
     // One request is no sequence, however long.
-    const sequential = run > length && run >= SEQUENTIAL;
+    const sequential = this.#kept > 0 && run > length && run >= SEQUENTIAL;
     const parts = this.#readParts(offset, offset + length, sequential);
     const next = Math.ceil((offset + length) / WINDOW);
     if (sequential && run >= READ_AHEAD && next * WINDOW < this.#source.size) {
@@ -68,7 +71,7 @@ export class WindowCache {
    */
   prefetch(offset, length) {
     const first = Math.floor(offset / WINDOW);
-    for (let index = first; index < first + KEPT_WINDOWS / 2; index++) {
+    for (let index = first; index < first + this.#kept / 2; index++) {
       if (index * WINDOW < offset + length) {
         this.#load(index).catch(() => {});
       }
@@ -167,7 +170,7 @@ export class WindowCache {
 
   #evict() {
     for (const index of this.#windows.keys()) {
-      if (this.#windows.size <= KEPT_WINDOWS) {
+      if (this.#windows.size <= this.#kept) {
         return;
       }
       this.#windows.delete(index);

@@ -1,7 +1,6 @@
 /** @module */
 
-import { BlockCache } from "./blocks.js";
-import { WindowCache } from "./cache.js";
+import { cached } from "./caches.js";
 import { Hold, holdSeconds } from "./hold.js";
 import { Link } from "./link.js";
 import { Service } from "./service.js";
@@ -150,15 +149,15 @@ export class Engine {
    * @param {Source} source
    * @param {(state: State) => void} emit gets each state; the last one has the phase "ended"
    * @param {import("./link.js").SocketClass} [Socket]
+   * @param {number} [cache] bytes of the image that are kept in memory at most
    */
-  constructor(address, source, emit, Socket = WebSocket) {
+  constructor(address, source, emit, Socket = WebSocket, cache = undefined) {
     this.#address = address;
     this.#source = source;
     this.#emit = emit;
     this.#Socket = Socket;
     const { size } = source.info;
-    const blocks = new BlockCache({ size, read: this.#read.bind(this) });
-    this.#reader = new WindowCache({ size, read: (offset, length) => blocks.read(offset, length) });
+    this.#reader = cached({ size, read: this.#read.bind(this) }, cache);
     this.#trace = new Trace(source.info.size);
     this.#state = { ...IDLE, phase: "connecting", image: source.info };
     this.#hold = new Hold({

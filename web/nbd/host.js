@@ -16,7 +16,8 @@ import { answerRead } from "./remote.js";
 /** @typedef {import("./remote.js").ReadQuestion} ReadQuestion */
 
 /**
- * @typedef {{type: "start", address: LinkAddress, info: ImageInfo, blob: Blob | null}
+ * @typedef {{type: "start", address: LinkAddress, info: ImageInfo, blob: Blob | null,
+ *   cache?: number}
  *   | {type: "stop"} | {type: "wake"} | ReadAnswer} ToWorker
  */
 
@@ -27,6 +28,7 @@ import { answerRead } from "./remote.js";
  * @property {LinkAddress} address
  * @property {Source} source
  * @property {boolean} worker whether a Worker is wanted
+ * @property {number} [cache] bytes of the image that are kept in memory at most
  * @property {import("./link.js").SocketClass} [Socket] instead of the global WebSocket; no Worker
  */
 
@@ -55,8 +57,8 @@ export function run(job, emit) {
  * @param {Job} job
  * @param {(state: State) => void} emit
  */
-function runHere({ address, source, Socket }, emit) {
-  const engine = new Engine(address, source, emit, Socket);
+function runHere({ address, source, Socket, cache }, emit) {
+  const engine = new Engine(address, source, emit, Socket, cache);
   engine.start();
   return engine;
 }
@@ -120,9 +122,9 @@ class WorkerRun {
   }
 
   #begin() {
-    const { address, source } = this.#job;
+    const { address, source, cache } = this.#job;
     this.#ready = true;
-    this.#post({ type: "start", address, info: source.info, blob: source.blob });
+    this.#post({ type: "start", address, info: source.info, blob: source.blob, cache });
     if (this.#stopped) {
       this.#post({ type: "stop" });
     }

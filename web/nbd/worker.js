@@ -41,8 +41,12 @@ scope.onmessage = (event) => {
   const message = /** @type {ToWorker} */ (event.data);
   switch (message.type) {
     case "start":
-      engine = new Engine(message.address, open(message), (state) =>
-        post({ type: "state", state }),
+      engine = new Engine(
+        message.address,
+        open(message),
+        (state) => post({ type: "state", state }),
+        WebSocket,
+        message.cache,
       );
       engine.start();
       break;
