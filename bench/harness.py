@@ -160,7 +160,9 @@ def nbdfuse(bench):
     folder = bench.folder()
     path = folder / "disk"
     path.touch()
-    with nbdkit(bench.image, folder) as (socket_path, _), running("nbdfuse", "-r", path, uri(socket_path)):
+    with nbdkit(bench.image, folder) as (socket_path, _), running(
+        "nbdfuse", "-r", path, uri(socket_path), stderr=subprocess.DEVNULL,
+    ):
         wait_for(lambda: path.stat().st_size > 0, "nbdfuse's file")
         yield path
 

@@ -44,32 +44,43 @@ setInterval(() => {}, 1000);
 """
 
 
-def drain(listener, length, done):
-    connection, _ = listener.accept()
-    got, room = 0, bytearray(1 << 20)
-    with connection:
-        while got < length and (count := connection.recv_into(room)) > 0:
-            got += count
-    done.append(got)
+class Drain(threading.Thread):
+    """Takes the bytes of the first who connects, and keeps the connection: some relays end with theirs, and their
+    processor time could not be read any more.
+    """
+
+    def __init__(self, listener, length):
+        super().__init__(daemon=True)
+        self.listener, self.length = listener, length
+        self.got, self.connection = 0, None
+
+    def run(self):
+        self.connection, _ = self.listener.accept()
+        room = bytearray(1 << 20)
+        while self.got < self.length and (count := self.connection.recv_into(room)) > 0:
+            self.got += count
+
+    def close(self):
+        if self.connection:
+            self.connection.close()
 
 
 def relayed(bench, command):
     """CPU seconds a GiB of a relay from a WebSocket to a Unix socket; `command` makes it from its port and the path."""
-    path, port, done = bench.folder() / "drain.sock", free_port(), []
-    with socket.socket(socket.AF_UNIX) as listener:
+    path, port = bench.folder() / "drain.sock", free_port()
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.closing(Drain(listener, bench.size)) as drain:
         listener.bind(str(path))
         listener.listen()
-        drainer = threading.Thread(target=drain, args=(listener, bench.size, done), daemon=True)
-        drainer.start()
+        drain.start()
         with running(*command(port, path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as relay:
             wait_for(lambda: listens(port), f"{command(port, path)[0]}'s port")
             before = {pid: cpu_seconds(pid) for pid in family(relay.pid)}
             with running("node", "--input-type=module", "-e", PUMP, f"ws://127.0.0.1:{port}/", bench.size,
                          cwd=ROOT):
-                drainer.join(120)
+                drain.join(120)
                 spent = sum(cpu_seconds(pid) - before.get(pid, 0) for pid in family(relay.pid))
-    if done != [bench.size]:
-        raise Failed(f"{command(port, path)[0]} moved {done} of {bench.size} bytes")
+    if drain.got != bench.size or spent == 0:
+        raise Failed(f"{command(port, path)[0]} moved {drain.got} of {bench.size} bytes in {spent} s")
     return spent / (bench.size / GIB)
 
 
