@@ -278,24 +278,19 @@ test("serving again while the old mount exists is refused, and works once it is 
   assert.equal(await third.ended(), 0, await third.output());
 });
 
-// The emulated processor takes a few MB/s, so the line is slower and longer than those meant; what it holds is the same.
-for (const [megabits, milliseconds] of [
-  [100, 50],
-  [1000, 50],
-]) {
-  const product = (megabits * 1e6 * milliseconds) / 8e3;
-  test(`a reader in a row has what fills ${milliseconds} ms at ${megabits} Mbit/s on its way`, async (t) => {
-    const rate = 3e6;
-    const roundTrip = (product / rate) * 1000;
-    const setting = await Setting.make(t, guest, { 0: { "nbd-device": "/dev/nbd0" } });
-    const server = await setting.serve(8000);
-    const far = new FarLink(t, server, { size: 1 << 28, roundTrip, rate });
-    await server.attached("0");
-    await setting.start("dd if=/dev/nbd0 of=/dev/null bs=1M");
-    await waitFor(`${product} bytes are on their way`, () => far.most >= product, 60);
-    t.diagnostic(`${far.most} bytes at most`);
-  });
-}
+test("a reader in a row has what fills 50 ms at 1000 Mbit/s on its way", async (t) => {
+  const product = (1e9 * 0.05) / 8;
+  // The emulated processor takes some MB/s, so the line is slower, and longer: what it holds is the same.
+  const rate = 3e6;
+  const roundTrip = (product / rate) * 1000;
+  const setting = await Setting.make(t, guest, { 0: { "nbd-device": "/dev/nbd0" } });
+  const server = await setting.serve(8000);
+  const far = new FarLink(t, server, { size: 1 << 28, roundTrip, rate });
+  await server.attached("0");
+  await setting.start("dd if=/dev/nbd0 of=/dev/null bs=1M");
+  await waitFor(`${product} bytes are on their way`, () => far.most >= product, 60);
+  t.diagnostic(`${far.most} bytes at most`);
+});
 
 test("a USB gadget's hold on the device counts as use", async (t) => {
   const gadget = `${ROOT}/tests/vm/gadget.sh`;
