@@ -57,7 +57,7 @@ def commit():
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "no commit"
 
 
-def ask(name, bench):
+def ask(name, bench, revision):
     """One question's table; whether it could be answered."""
     question, start = QUESTIONS[name], time.monotonic()
     load = os.getloadavg()[0]
@@ -70,7 +70,7 @@ def ask(name, bench):
     print(f"\n{question.TITLE}  ({took:.0f} s, load {load:.1f} before)\n\n{report.table(rows)}", flush=True)
     if not bench.quick:
         when = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-        report.keep(name, rows, f"{when}, commit {commit()}", machine(), f"load {load:.1f} before, {took:.0f} s")
+        report.keep(name, rows, f"{when}, commit {revision}", machine(), f"load {load:.1f} before, {took:.0f} s")
     return True
 
 
@@ -89,7 +89,8 @@ def main():
     try:
         print(machine(), flush=True)
         bench = Bench(*build(), options.quick, place)
-        answered = [ask(name, bench) for name in options.questions or QUESTIONS]
+        revision = commit()  # Before figures are kept, which changes a file.
+        answered = [ask(name, bench, revision) for name in options.questions or QUESTIONS]
     finally:
         shutil.rmtree(place, ignore_errors=True)
     if not options.quick:
