@@ -193,6 +193,12 @@ class Serve:
     def token(self):
         return self.address.split("#token=")[1]
 
+    @property
+    def fingerprint(self):
+        """Of its certificate, as it shows it when it speaks TLS."""
+        return wait_for(lambda: re.search(r"(?:[0-9A-F]{2}:){31}[0-9A-F]{2}", (self.folder / "log").read_text()),
+                        "the fingerprint")[0]
+
     def attached(self, name="0"):
         """What the API calls the device of a session, once it is attached."""
         def device():
@@ -211,7 +217,7 @@ class Serve:
 
 
 @contextlib.contextmanager
-def serve(bench, configurations=None, settings=None, cache=None):
+def serve(bench, configurations=None, settings=None, cache=None, tls=False):
     """`serve`, by default with the one configuration `0`, a Unix socket and the usual cache (else: its bytes)."""
     folder = bench.folder()
     one = {"device": f"unix:{folder}/0.sock", **({} if cache is None else {"cache": cache})}
@@ -221,7 +227,7 @@ def serve(bench, configurations=None, settings=None, cache=None):
     environment = {**os.environ, "RUNTIME_DIRECTORY": str(folder), "STATE_DIRECTORY": str(folder / "state")}
     with open(folder / "log", "w") as log, running(
         bench.program, "serve", "--config", config, "--listen", "127.0.0.1:0",
-        stdout=subprocess.PIPE, stderr=log, env=environment,
+        *(["--tls-self-signed"] if tls else []), stdout=subprocess.PIPE, stderr=log, env=environment,
     ) as process:
         address = process.stdout.readline().decode().strip()
         if not address:
@@ -241,19 +247,21 @@ def line_to(port, shape):
 @contextlib.contextmanager
 def share(bench, server, image, name="0", port=None):
     """`share` of an image to a server, over a line's port where one is given."""
-    address = f"ws://127.0.0.1:{port or server.port}/nbd/{name}"
+    tls = server.address.startswith("https:")
+    address = f"{'wss' if tls else 'ws'}://127.0.0.1:{port or server.port}/nbd/{name}"
+    trust = ["--fingerprint", server.fingerprint] if tls else []
     with open(server.folder / "share.log", "a") as log, running(
-        bench.program, "share", image, address, "--token", server.token,
+        bench.program, "share", image, address, "--token", server.token, *trust,
         stdout=subprocess.DEVNULL, stderr=log,
     ) as process:
         yield process
 
 
 @contextlib.contextmanager
-def shared(bench, image, shape=None):
+def shared(bench, image, shape=None, tls=False):
     """`serve` with a Unix socket and `share`: (the device, serve's process ID, share's)."""
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(serve(bench))
+        server = stack.enter_context(serve(bench, tls=tls))
         port = stack.enter_context(line_to(server.port, shape)) if shape else None
         sharer = stack.enter_context(share(bench, server, image, port=port))
         yield server.device(), server.process.pid, sharer.pid

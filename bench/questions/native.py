@@ -41,6 +41,9 @@ def run(bench):
             ours, theirs, qemus = in_turn(bench.rounds, *each)
             rows.append(Row(what, ours, unit, "nbdkit", theirs, target))
             rows.append(Row(f"{what}, beside qemu-nbd", ours, unit, "qemu-nbd", qemus))
+        secure, *_ = stack.enter_context(shared(bench, bench.image, tls=True))
+        ours, clear = in_turn(bench.rounds, *[lambda at=at: copy_rate(at, bench.size) / 1e6 for at in (secure, path)])
+        rows.append(Row("nbdcopy, over TLS", ours, "MB/s", "without TLS", clear))
     with nbdfuse(bench) as theirs, fuse_device(bench) as ours:
         mounted = in_turn(bench.rounds, *(lambda at=at: read_rate(at, bench.size) / 1e6 for at in (ours, theirs)))
     rows.append(Row("a mounted file, dd bs=1M", mounted[0], "MB/s", "nbdfuse of nbdkit", mounted[1]))
