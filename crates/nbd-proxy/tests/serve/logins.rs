@@ -2,8 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use serde_json::{Value, json};
+
 use crate::{
-    harness::{Server, wait_for},
+    harness::{Server, cookie, wait_for},
     page::{ID, Page, link},
 };
 
@@ -43,6 +45,48 @@ fn a_cookie_outlives_a_killed_server_unless_it_was_given_back() {
     assert_ne!(server.token, token);
     assert_eq!(status(&server, &kept), 200);
     assert_eq!(status(&server, &given_back), 401);
+}
+
+/// The server is started again, and its logins are older by so many hours.
+fn hours_later(server: Server, hours: u64) -> Server {
+    let path = server.folder.path().join("state/logins.json");
+    let mut saved: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for login in saved["logins"].as_array_mut().unwrap() {
+        let times = ["/created", "/seen", "/value/since"];
+        for time in times {
+            let time = login.pointer_mut(time).unwrap();
+            *time = json!(time.as_u64().unwrap() - hours * 3600);
+        }
+    }
+    std::fs::write(&path, saved.to_string()).unwrap();
+    server.restart()
+}
+
+#[test]
+fn a_cookie_gets_a_new_value_after_an_hour() {
+    let server = Server::start();
+    let old = server.log_in();
+    let answer = |server: &Server, cookie: &str| {
+        server.request("GET", "/api/v1/configurations", &[cookie], "")
+    };
+    assert_eq!(answer(&server, &old).header("set-cookie"), None);
+    let server = hours_later(server, 1);
+    let renewed = cookie(&answer(&server, &old));
+    assert_ne!(renewed, old);
+    assert_eq!(status(&server, &renewed), 200);
+    assert_eq!(answer(&server, &renewed).header("set-cookie"), None);
+}
+
+#[test]
+fn a_login_that_was_not_used_for_twelve_hours_has_ended() {
+    let server = Server::start();
+    let cookie = server.log_in();
+    let server = hours_later(server, 11);
+    assert_eq!(status(&server, &cookie), 200);
+    let server = Server::start();
+    let cookie = server.log_in();
+    let server = hours_later(server, 12);
+    assert_eq!(status(&server, &cookie), 401);
 }
 
 #[test]

@@ -80,6 +80,30 @@ fn a_broken_new_certificate_leaves_the_old_one_and_says_so() {
     secured.wait_for_certificate_in_file();
 }
 
+/// Landlock is in force in the process that faces the network: what the configuration does not name is out of its reach,
+/// also where its user may read it.
+#[test]
+fn a_file_outside_of_the_directories_that_are_named_is_out_of_reach() {
+    let secured = Secured::start();
+    let server = &secured.server;
+    if server.process.said().contains("Landlock is not to be had") {
+        eprintln!("skipped: this kernel has no Landlock");
+        return;
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    secured.authority.server().write(elsewhere.path());
+    let certificate = server.folder.path().join("server.crt");
+    std::fs::remove_file(&certificate).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path().join("server.crt"), &certificate).unwrap();
+    let complaint = wait_for("a complaint", || {
+        let said = server.process.said();
+        let line = said.lines().rfind(|line| line.contains("stays"))?;
+        line.contains("ermission").then(|| line.to_owned())
+    });
+    assert!(complaint.contains("server.crt"), "{complaint}");
+    assert_eq!(secured.get("/healthz", None).unwrap().status, 200);
+}
+
 /// Starts a server that can't, with these files.
 fn fails(prepare: impl FnOnce(&Path)) -> String {
     let folder = folder(FILES);
