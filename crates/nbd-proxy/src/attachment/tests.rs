@@ -93,7 +93,14 @@ impl Rig {
     }
 
     fn serve(&self, size: usize) -> Page {
-        let (link, page) = Page::new(size);
+        self.serve_as(
+            size,
+            TransmissionFlags::HAS_FLAGS | TransmissionFlags::READ_ONLY,
+        )
+    }
+
+    fn serve_as(&self, size: usize, flags: TransmissionFlags) -> Page {
+        let (link, page) = Page::new(size, flags);
         self.attachment.link(link);
         page
     }
@@ -127,10 +134,10 @@ struct Page {
 }
 
 impl Page {
-    fn new(size: usize) -> (Link, Self) {
+    fn new(size: usize, flags: TransmissionFlags) -> (Link, Self) {
         let (events, inbox) = events::queue(1 << 20);
         let (outbox, commands) = mpsc::unbounded_channel();
-        let task = tokio::spawn(serve_zeroes(size, events.clone(), commands));
+        let task = tokio::spawn(serve_zeroes(size, flags, events.clone(), commands));
         let link = Link {
             kind: LinkKind::Plain,
             events: inbox,
@@ -152,6 +159,7 @@ impl Page {
 
 async fn serve_zeroes(
     size: usize,
+    flags: TransmissionFlags,
     events: events::Sender,
     mut commands: mpsc::UnboundedReceiver<LinkCommand>,
 ) -> Option<u16> {
@@ -159,7 +167,7 @@ async fn serve_zeroes(
         name: String::new(),
         description: None,
         size: size as u64,
-        flags: TransmissionFlags::HAS_FLAGS | TransmissionFlags::READ_ONLY,
+        flags,
         block_sizes: None,
     };
     let mut handshake = Handshake::new(vec![export], HandshakeLimits::default());
@@ -183,6 +191,11 @@ async fn serve_zeroes(
                     command: Command::Read { length, .. },
                     ..
                 } => (reply_to, Ok(Reply::Data(Payload::zeros(length as usize)))),
+                Incoming::Request {
+                    reply_to,
+                    command: Command::Write { .. } | Command::WriteZeroes { .. },
+                    ..
+                } => (reply_to, Ok(Reply::Done)),
                 Incoming::Request { reply_to, .. } => (reply_to, Err(Failure::from(Errno::EINVAL))),
                 Incoming::Refused { reply_to, failure } => (reply_to, Err(failure)),
                 Incoming::Disconnect => break,
@@ -233,11 +246,16 @@ impl Client {
 
     /// Reads one byte; whether that succeeds.
     async fn read(&mut self) -> bool {
-        let mut out = Vec::new();
         let command = Command::Read {
             offset: 0,
             length: 1,
         };
+        self.ask(command).await
+    }
+
+    /// Whether a request succeeds.
+    async fn ask(&mut self, command: Command) -> bool {
+        let mut out = Vec::new();
         self.transmission
             .request(0, CommandFlags::empty(), &command, &mut out)
             .unwrap();
@@ -297,6 +315,22 @@ async fn a_link_with_another_image_is_refused_and_the_session_waits_on() {
         rig.attachment.status().borrow().phase,
         Phase::Held { .. }
     ));
+}
+
+#[tokio::test]
+async fn what_was_read_and_what_was_written_or_cleared_is_counted_if_it_succeeded() {
+    let rig = Rig::new("").await;
+    let writable = TransmissionFlags::HAS_FLAGS | TransmissionFlags::SEND_WRITE_ZEROES;
+    let _page = rig.serve_as(SIZE, writable);
+    rig.reach(|status| status.phase == Phase::Attached).await;
+    let mut client = rig.connect().await;
+    let (offset, length) = (512, 1024);
+    let data = Payload::zeros(512);
+    assert!(client.read().await);
+    assert!(client.ask(Command::Write { offset, data }).await);
+    assert!(client.ask(Command::WriteZeroes { offset, length }).await);
+    let status = rig.reach(|status| status.requests >= 3).await;
+    assert_eq!((status.bytes_read, status.bytes_written), (1, 512 + 1024));
 }
 
 #[tokio::test]

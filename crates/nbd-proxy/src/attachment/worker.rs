@@ -285,8 +285,8 @@ impl Worker {
             let request = RequestId(self.next_request);
             self.next_request += 1;
             let (read, written) = match &command {
-                Command::Read { length, .. } => (u64::from(*length), 0),
-                Command::Write { data, .. } => (0, data.len() as u64),
+                Command::Read { .. } => (command.length(), 0),
+                Command::Write { .. } | Command::WriteZeroes { .. } => (0, command.length()),
                 _ => (0, 0),
             };
             let waiting = Waiting {
