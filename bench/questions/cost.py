@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import socket
+import statistics
 import subprocess
 import threading
 import time
@@ -74,11 +75,12 @@ def relayed(bench, command):
         drain.start()
         with running(*command(port, path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as relay:
             wait_for(lambda: listens(port), f"{command(port, path)[0]}'s port")
-            before = {pid: cpu_seconds(pid) for pid in family(relay.pid)}
+            # Who answered the look at the port may end at any moment, and has done next to nothing.
+            before = cpu_seconds(relay.pid)
             with running("node", "--input-type=module", "-e", PUMP, f"ws://127.0.0.1:{port}/", bench.size,
                          cwd=ROOT):
                 drain.join(120)
-                spent = sum(cpu_seconds(pid) - before.get(pid, 0) for pid in family(relay.pid))
+                spent = sum(map(cpu_seconds, family(relay.pid))) - before
     if drain.got != bench.size or spent == 0:
         raise Failed(f"{command(port, path)[0]} moved {drain.got} of {bench.size} bytes in {spent} s")
     return spent / (bench.size / GIB)
@@ -143,17 +145,19 @@ def socat(folder, path):
     return ["socat", "-b", "131072", "STDIO", f"UNIX-LISTEN:{path}"]
 
 
-def medians(rounds, measure):
-    return [sorted(each)[rounds // 2] for each in zip(*(measure() for _ in range(rounds)))]
+def medians(rounds, *measures):
+    """The medians of what each measure gives, taken in turn."""
+    taken = [[measure() for measure in measures] for _ in range(rounds)]
+    return [[statistics.median(values) for values in zip(*results)] for results in zip(*taken)]
 
 
 def run(bench):
-    rounds = 1 if bench.quick else 3
-    ours, idle, most = medians(rounds, lambda: served(bench))
-    [theirs] = medians(rounds, lambda: (relayed(bench, websocketd),))
-    filtered, filter_most = medians(rounds, lambda: piped(bench, lambda *at: proxy_filter(bench, *at)))
-    socats, _ = medians(rounds, lambda: piped(bench, socat))
-    [other] = medians(rounds, lambda: (relayed(bench, websockify),))
+    (ours, idle, most), [theirs], [other] = medians(
+        bench.rounds, lambda: served(bench), lambda: [relayed(bench, websocketd)], lambda: [relayed(bench, websockify)]
+    )
+    (filtered, filter_most), (socats, _) = medians(
+        bench.rounds, lambda: piped(bench, lambda *at: proxy_filter(bench, *at)), lambda: piped(bench, socat)
+    )
     return [
         Row("serve", ours, "s/GiB", "websocketd and socat", theirs, ("at most", 0.5)),
         Row("serve, beside websockify", ours, "s/GiB", "websockify", other),
