@@ -413,4 +413,27 @@ mod tests {
             .sum();
         assert!((4096..=3 * MIB).contains(&data));
     }
+
+    #[test]
+    fn what_was_asked_before_changes_no_answer() {
+        const STEP: u64 = 64 << 10;
+        let (_folder, path) = file(b"");
+        let sparse = File::options().write(true).open(&path).unwrap();
+        sparse.set_len(16 * STEP).unwrap();
+        for start in [3, 4, 5, 9] {
+            sparse.write_all_at(&[1; 64 << 10], start * STEP).unwrap();
+        }
+        let asked = Image::open(&path, None).unwrap();
+        for start in (0..16).chain((0..16).rev()) {
+            for offset in [start * STEP, start * STEP + STEP / 2] {
+                let fresh = Image::open(&path, None).unwrap();
+                let length = u32::try_from(16 * STEP - offset).unwrap();
+                assert_eq!(
+                    asked.extents(offset, length),
+                    fresh.extents(offset, length),
+                    "from {offset} on"
+                );
+            }
+        }
+    }
 }
