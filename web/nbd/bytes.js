@@ -1,6 +1,20 @@
 /** @module */
 
 /**
+ * @param {Uint8Array[]} parts
+ * @returns {Uint8Array<ArrayBuffer>} a copy of all of them, one behind the other
+ */
+export function joined(parts) {
+  const bytes = new Uint8Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let filled = 0;
+  for (const part of parts) {
+    bytes.set(part, filled);
+    filled += part.length;
+  }
+  return bytes;
+}
+
+/**
  * Bytes that arrived and were not understood yet: a queue of the pieces as they came. Nothing is
  * copied but what lies across two pieces, so that the cost of a byte does not depend on how the
  * stream was cut.

@@ -1,6 +1,6 @@
 /** @module */
 
-import { ByteQueue } from "./bytes.js";
+import { ByteQueue, joined } from "./bytes.js";
 import { Handshake } from "./handshake.js";
 import { Command, Errno, ProtocolError } from "./protocol.js";
 import { Transmission } from "./transmission.js";
@@ -39,6 +39,9 @@ const MAX_READ_BYTES = 32 * 1024 * 1024;
 
 /** Bytes on their way to the client above which no further read is started. */
 const MAX_BACKLOG = 16 * 1024 * 1024;
+
+/** Bytes up to which the parts of a reply are sent as one message: a message costs more than such a copy. */
+const SHORT = 16 * 1024;
 
 /** Requests that may wait for their turn. Who sends more does not wait for answers. */
 const MAX_WAITING = 65536;
@@ -239,9 +242,10 @@ export class Service {
     }
   }
 
-  /** @param {Uint8Array[]} messages */
-  #send(messages) {
-    for (const message of messages) {
+  /** @param {Uint8Array[]} parts */
+  #send(parts) {
+    const length = parts.reduce((sum, part) => sum + part.length, 0);
+    for (const message of length > SHORT || parts.length < 2 ? parts : [joined(parts)]) {
       this.#transport.send(message);
     }
   }

@@ -276,7 +276,7 @@ test("what an older link had asked for is not answered on the next one", async (
   next.deliver(request({ type: Command.READ, offset: 70_000, length: 512, cookie: 2 }));
   await until(() => waiting.length === 1);
   waiting[0]();
-  await until(() => next.sent.length >= 2);
+  await until(() => next.sent.length >= 1);
   const reader = new Reader(next.takeBytes());
   assert.equal(reader.simpleReply().cookie, 2n);
   assert.deepEqual(reader.take(512), pattern(70_000, 512));

@@ -84,23 +84,31 @@ async function ask({ service, transport, seen }, bytes) {
   return new Reader(transport.takeBytes());
 }
 
-test("READ with a simple reply, byte for byte, header and payload in messages of their own", async () => {
+test("READ with a simple reply, byte for byte: a short one is one message", async () => {
   const { service, transport, seen } = simple();
   service.receive(bytes("25609513 0000 0000 0102030405060708 00000000000f4240 00000001"));
   await until(() => seen.answered === 1);
   assert.deepEqual(transport.messages, [
-    bytes("67446698 00000000 0102030405060708"),
-    pattern(1_000_000, 1),
+    bytes("67446698 00000000 0102030405060708", pattern(1_000_000, 1)),
   ]);
 });
 
-test("READ with a structured reply, byte for byte", async () => {
+test("READ with a structured reply, byte for byte: a short one is one message", async () => {
   const { service, transport, seen } = structured();
   service.receive(bytes("25609513 0000 0000 ffffffffffffffff 0000000000000100 00000003"));
   await until(() => seen.answered === 1);
   assert.deepEqual(transport.messages, [
-    bytes("668e33ef 0001 0001 ffffffffffffffff 0000000b 0000000000000100"),
-    pattern(256, 3),
+    bytes("668e33ef 0001 0001 ffffffffffffffff 0000000b 0000000000000100", pattern(256, 3)),
+  ]);
+});
+
+test("READ of much is not copied to stand behind its header", async () => {
+  const { service, transport, seen } = simple();
+  service.receive(bytes("25609513 0000 0000 0102030405060708 0000000000000000 00010000"));
+  await until(() => seen.answered === 1);
+  assert.deepEqual(transport.messages, [
+    bytes("67446698 00000000 0102030405060708"),
+    pattern(0, 65536),
   ]);
 });
 
