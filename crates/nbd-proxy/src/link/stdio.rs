@@ -32,12 +32,12 @@ use super::{
 /// not have to wait. Also the most that a process without privileges may ask for by default.
 const PIPE_SIZE: usize = 1 << 20;
 /// How much memory input is read into at once, and how little of it is left when there is new, in bytes.
-const CHUNK: usize = 128 << 10;
+const CHUNK: usize = 64 << 10;
 const CHUNK_END: usize = 16 << 10;
 /// How many bytes of output are gathered for one write.
 const GATHER: usize = 64 << 10;
-/// How many bytes may have been read ahead of the attachment: more than is ever asked for at once.
-const AHEAD: u32 = 1 << 20;
+/// How many bytes may have been read ahead of the attachment; the pipe holds the rest.
+const AHEAD: u32 = 256 << 10;
 
 /// What is left to do with a link over standard input and output.
 pub(crate) struct Ends {
