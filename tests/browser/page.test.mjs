@@ -1,7 +1,7 @@
 // The page in a real browser: what people do wrong, what goes wrong, and that it says so.
 
 import assert from "node:assert/strict";
-import { open, truncate } from "node:fs/promises";
+import { open, stat, truncate, utimes } from "node:fs/promises";
 import { join } from "node:path";
 import { test } from "node:test";
 import { INSECURE_NAME } from "../lib/browsers.mjs";
@@ -113,6 +113,21 @@ for (const name of /** @type {const} */ (["chromium", "firefox", "webkit"])) {
     await waitFor("go can be pressed again", () =>
       tab.evaluate("!document.getElementById('go').disabled"),
     );
+  });
+
+  test(`${name}: a file that shrank before it was served, in the second of its last change, is no image of zeros`, async (t) => {
+    const server = await serve(t, SOCKET);
+    const image = await noise(join(server.folder, "shrunk.img"), 4 << 20);
+    const tab = await openPage(t, name, server);
+    await tab.choose("#file", image);
+    const { atime, mtime } = await stat(image);
+    await truncate(image, 4096);
+    await utimes(image, atime, mtime);
+    await tab.click("#go");
+    await waitUntilSaid(tab, /shrunk\.img.*(changed|read|not as long)/i);
+    const { device } = await server.session("0");
+    const { status } = await run("nbdcopy", [`nbd+unix:///?socket=${device}`, "null:"]);
+    assert.notEqual(status, 0);
   });
 
   test(`${name}: a file that shrinks under the tab gives EIO, and the page says why`, async (t) => {

@@ -6,6 +6,9 @@
  */
 const LONG = 1024 * 1024;
 
+/** Milliseconds. */
+const SECOND = 1000;
+
 /** Sequences that are remembered, and streams that may be open. */
 const SEQUENCES = 4;
 
@@ -24,6 +27,8 @@ export class BlobReader {
   /** @type {Sequence[]} the least recently used first */
   #sequences = [];
   #streams = true;
+  /** @type {Promise<void> | null} */
+  #settled = null;
 
   /** @param {Blob} blob */
   constructor(blob) {
@@ -36,6 +41,8 @@ export class BlobReader {
    * @returns {Promise<ArrayBuffer>} fewer bytes where the Blob ends
    */
   async read(offset, length) {
+    this.#settled ??= settle(this.#blob);
+    await this.#settled;
     const stream = this.#streams && length >= LONG ? this.#streamAt(offset, length) : null;
     if (stream === null) {
       return this.#slice(offset, length);
@@ -124,4 +131,31 @@ class BlobStream {
     }
     return buffer;
   }
+}
+
+/**
+ * WebKit compares a file's time to the second only, and fills a slice up with zeros where the file
+ * has become shorter. So the second of the last change has to be over before the first read: what
+ * comes later, the browser notices. What came before, a stream tells: it is not filled up.
+ *
+ * @param {Blob} blob
+ * @throws {DOMException} as the browser's own, where the file has lost its end
+ */
+async function settle(blob) {
+  const { lastModified } = /** @type {Partial<File>} */ (blob);
+  if (lastModified === undefined) {
+    return;
+  }
+  const left = SECOND - (lastModified % SECOND) - (Date.now() - lastModified);
+  if (left > 0 && left <= SECOND) {
+    await new Promise((resolve) => setTimeout(resolve, left));
+  }
+  const reader = blob
+    .slice(blob.size - 1)
+    .stream()
+    .getReader();
+  if ((await reader.read()).done) {
+    throw new DOMException("The file is shorter than it was.", "NotReadableError");
+  }
+  await reader.cancel();
 }

@@ -110,3 +110,48 @@ test("the end of a Blob is the end of what is read", async () => {
   await check(reader, 6 * MIB, 2 * MIB + 1000);
   assert.equal((await reader.read(8 * MIB, MIB)).byteLength, 1000);
 });
+
+/**
+ * A file of which WebKit fills what is missing up with zeros.
+ *
+ * @param {{lastModified: number, missing: boolean}} file
+ */
+function webkitFile({ lastModified, missing }) {
+  const whole = new Blob([content]);
+  return {
+    lastModified,
+    size: content.length,
+    /** @param {number} start @param {number} end */
+    slice: (start, end) => ({
+      arrayBuffer: async () =>
+        missing ? new ArrayBuffer(end - start) : whole.slice(start, end).arrayBuffer(),
+      stream: () => (missing ? new Blob([]) : whole.slice(start, end)).stream(),
+    }),
+  };
+}
+
+test("a file that has lost its end is an error, also where the browser gives zeros for it", async () => {
+  const file = webkitFile({ lastModified: 1_000_100, missing: true });
+  const reader = new BlobReader(/** @type {any} */ (file));
+  for (let time = 0; time < 2; time += 1) {
+    await assert.rejects(reader.read(0, 4096), { name: "NotReadableError" });
+  }
+});
+
+test("a file is read once the second of its last change is over", async (t) => {
+  t.mock.timers.enable({ apis: ["Date", "setTimeout"], now: 1_000_400 });
+  const file = webkitFile({ lastModified: 1_000_100, missing: true });
+  const reader = new BlobReader(/** @type {any} */ (file));
+  const read = reader.read(0, 4096);
+  t.mock.timers.tick(599);
+  Object.assign(file, webkitFile({ lastModified: 1_000_100, missing: false }));
+  t.mock.timers.tick(1);
+  assert.deepEqual(new Uint8Array(await read), content.slice(0, 4096));
+});
+
+test("a file from a clock that is ahead is not waited for", async (t) => {
+  t.mock.timers.enable({ apis: ["Date", "setTimeout"], now: 1_000_400 });
+  const file = webkitFile({ lastModified: 9_000_000, missing: false });
+  const reader = new BlobReader(/** @type {any} */ (file));
+  assert.equal((await reader.read(0, 4096)).byteLength, 4096);
+});
