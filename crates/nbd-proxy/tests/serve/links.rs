@@ -3,6 +3,7 @@
 use std::io::Read as _;
 
 use crate::{
+    disk::Disk,
     harness::Server,
     page::{ID, OTHER_ID, Page, link, until},
 };
@@ -207,6 +208,15 @@ async fn a_held_session_takes_the_same_image_under_another_id_and_refuses_anothe
     );
 }
 
+/// Reads the device. A session is attached before it has seen anything of its image, and can compare no more than it
+/// has seen.
+async fn read_device(server: &Server) {
+    let device = server.device();
+    let read = move || Disk::connect(&device).read_all();
+    let bytes = tokio::task::spawn_blocking(read).await.unwrap();
+    assert_eq!(&bytes[..IMAGE.len()], IMAGE);
+}
+
 #[tokio::test]
 async fn a_held_session_takes_a_plain_link_with_the_same_content_and_no_other() {
     let server = Server::start();
@@ -214,6 +224,7 @@ async fn a_held_session_takes_a_plain_link_with_the_same_content_and_no_other() 
     first.announce("a.iso", IMAGE).await;
     let first = first.serve(IMAGE);
     until("the device", || server.session()["state"] == "attached").await;
+    read_device(&server).await;
     first.lose().await;
     until("the hold", || server.session()["state"] == "held").await;
     for other in [&[7; 5001][..], &[8; 5000]] {
@@ -241,6 +252,7 @@ async fn a_session_is_taken_over_by_who_serves_the_same_image_and_by_nobody_else
     first.announce("a.iso", IMAGE).await;
     let first = first.serve(IMAGE);
     until("the device", || server.session()["state"] == "attached").await;
+    read_device(&server).await;
     let from = server.session()["from"].clone();
 
     let mut wrong = Page::open(&server, &takeover(OTHER_ID)).await;
