@@ -13,6 +13,7 @@ mod keeping;
 mod lifecycle;
 mod recording;
 mod steps;
+mod turns;
 mod worker;
 
 use std::{
@@ -24,6 +25,7 @@ use std::{
 pub(crate) use adoption::Adoption;
 use nbd_session::{EndReason, ImageInfo, KeepState, Session, Volume};
 use tokio::sync::{mpsc, oneshot, watch};
+pub(crate) use turns::Turns;
 
 use crate::{
     audit::Audit,
@@ -131,6 +133,8 @@ pub(crate) struct Settings {
     pub(crate) runtime_dir: PathBuf,
     /// Where the session's life is told.
     pub(crate) audit: Audit,
+    /// What it shares with other sessions, where there may be any.
+    pub(crate) turns: Option<Turns>,
 }
 
 impl Settings {
@@ -196,6 +200,7 @@ impl Settings {
             patience: PATIENCE,
             runtime_dir,
             audit: Audit::off(),
+            turns: None,
         }
     }
 }

@@ -24,6 +24,8 @@ use crate::{
 };
 
 const SIZE: usize = 64 << 10;
+/// Reads up to this length need no turn.
+const LONG: u32 = 16 << 10;
 
 /// A session with a folder of its own.
 struct Rig {
@@ -39,6 +41,10 @@ impl Rig {
 
     /// Of a session that is held for so many seconds.
     async fn held_for(hold: u32, hook: &str) -> Self {
+        Self::sharing(None, hold, hook).await
+    }
+
+    async fn sharing(turns: Option<Turns>, hold: u32, hook: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         if !hook.is_empty() {
@@ -65,12 +71,13 @@ impl Rig {
         let claim = Claim::acquire(&config.configurations[0], folder.path())
             .await
             .unwrap();
-        let settings = Settings::for_serve(
+        let usual = Settings::for_serve(
             &config,
             &config.configurations[0],
             folder.path().into(),
             Audit::off(),
         );
+        let settings = Settings { turns, ..usual };
         let attachment = Attachment::start(settings, claim, "0".repeat(32));
         Self { folder, attachment }
     }
@@ -135,9 +142,26 @@ struct Page {
 
 impl Page {
     fn new(size: usize, flags: TransmissionFlags) -> (Link, Self) {
+        Self::with(size, flags, None)
+    }
+
+    /// One that never answers long reads, but tells of each.
+    fn hanging(size: usize) -> (Link, Self, mpsc::UnboundedReceiver<()>) {
+        let (unanswered, told) = mpsc::unbounded_channel();
+        let flags = TransmissionFlags::HAS_FLAGS | TransmissionFlags::READ_ONLY;
+        let (link, page) = Self::with(size, flags, Some(unanswered));
+        (link, page, told)
+    }
+
+    fn with(
+        size: usize,
+        flags: TransmissionFlags,
+        unanswered: Option<mpsc::UnboundedSender<()>>,
+    ) -> (Link, Self) {
         let (events, inbox) = events::queue(1 << 20);
         let (outbox, commands) = mpsc::unbounded_channel();
-        let task = tokio::spawn(serve_zeroes(size, flags, events.clone(), commands));
+        let serving = serve_zeroes(size, flags, events.clone(), commands, unanswered);
+        let task = tokio::spawn(serving);
         let link = Link {
             kind: LinkKind::Plain,
             events: inbox,
@@ -162,6 +186,7 @@ async fn serve_zeroes(
     flags: TransmissionFlags,
     events: events::Sender,
     mut commands: mpsc::UnboundedReceiver<LinkCommand>,
+    unanswered: Option<mpsc::UnboundedSender<()>>,
 ) -> Option<u16> {
     let export = Export {
         name: String::new(),
@@ -186,6 +211,13 @@ async fn serve_zeroes(
             .and_then(|begun| begun.poll_request().unwrap())
         {
             let (reply_to, result) = match incoming {
+                Incoming::Request {
+                    command: Command::Read { length, .. },
+                    ..
+                } if length > LONG && unanswered.is_some() => {
+                    unanswered.as_ref()?.send(()).ok()?;
+                    continue;
+                }
                 Incoming::Request {
                     reply_to,
                     command: Command::Read { length, .. },
@@ -515,4 +547,29 @@ fn a_session_with_less_memory_takes_no_more_and_its_longest_request_stays_as_it_
         assert!(cut.max_in_flight > u64::from(cut.max_request));
         assert!(cut.cache > 0 && cut.device_memory > 0);
     }
+}
+
+#[tokio::test]
+async fn sessions_whose_pages_hang_do_not_hold_up_the_others() {
+    let turns = Turns::new();
+    let long = || Command::Read {
+        offset: 0,
+        length: 2 * LONG,
+    };
+    let mut hanging = Vec::new();
+    for _ in 0..8 {
+        let rig = Rig::sharing(Some(turns.clone()), 300, "").await;
+        let (link, page, mut requests) = Page::hanging(SIZE);
+        rig.attachment.link(link);
+        rig.reach(|status| status.phase == Phase::Attached).await;
+        let mut client = rig.connect().await;
+        let reading = tokio::spawn(async move { client.ask(long()).await });
+        requests.recv().await.unwrap();
+        hanging.push((rig, page, reading));
+    }
+    let rig = Rig::sharing(Some(turns), 300, "").await;
+    let _page = rig.serve(SIZE);
+    rig.reach(|status| status.phase == Phase::Attached).await;
+    assert!(rig.connect().await.ask(long()).await);
+    assert!(hanging.iter().all(|(_, _, reading)| !reading.is_finished()));
 }

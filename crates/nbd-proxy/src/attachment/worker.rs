@@ -13,7 +13,7 @@ use nbd_session::{
     Closing, EndReason, LinkId, LinkKind, Output, RequestId, SessionConfig, SessionEvent, Volume,
 };
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{OwnedSemaphorePermit, mpsc, watch},
     task::{JoinError, JoinSet},
     time::sleep_until,
 };
@@ -24,6 +24,7 @@ use super::{
     lifecycle::{Job, Lifecycle},
     recording::Recording,
     steps::Finished,
+    turns::Turn,
 };
 use crate::{
     audit::Event as AuditEvent,
@@ -62,6 +63,7 @@ pub(super) struct Worker {
     links: Vec<LiveLink>,
     waiting: HashMap<RequestId, Waiting>,
     next_request: u64,
+    turn: Turn,
     link_batch: Vec<LinkEvent>,
     request_batch: Vec<DeviceRequest>,
 }
@@ -92,6 +94,8 @@ enum Event {
     Job(Result<Finished, JoinError>),
     /// None: the store's thread is gone.
     Kept(Option<Kept>),
+    /// Long requests may be sent.
+    Turn(OwnedSemaphorePermit),
     Timeout,
 }
 
@@ -122,6 +126,7 @@ impl Worker {
             links: Vec::new(),
             waiting: HashMap::new(),
             next_request: 0,
+            turn: Turn::new(settings.turns.clone(), Instant::now()),
             link_batch: Vec::with_capacity(BATCH),
             request_batch: Vec::with_capacity(BATCH),
             settings,
@@ -144,6 +149,7 @@ impl Worker {
     fn follow_up(&mut self, now: Instant) {
         self.forward_output(now);
         self.proceed(now);
+        self.proceed_in_turn(now);
         self.forward_output(now);
         self.note(now);
         self.board.set_keep(self.volume.keep_state());
@@ -157,6 +163,7 @@ impl Worker {
             self.life.deadline(),
             self.board.deadline(),
             self.recording.deadline(),
+            self.turn.deadline(),
         ];
         let timeout = async {
             match deadlines.into_iter().flatten().min() {
@@ -186,6 +193,7 @@ impl Worker {
             Some(event) = self.device_events.recv() => Event::Device(event),
             Some(finished) = self.jobs.join_next() => Event::Job(finished),
             kept = kept => Event::Kept(kept),
+            permit = self.turn.come() => Event::Turn(permit),
             () = timeout => Event::Timeout,
         }
     }
@@ -213,6 +221,10 @@ impl Worker {
             }
             Event::Job(Ok(finished)) => self.finish_job(now, finished),
             Event::Kept(kept) => self.apply_kept(now, kept),
+            Event::Turn(permit) => {
+                let allowed = self.turn.take(now, permit);
+                self.volume.allow(now, allowed);
+            }
             Event::Job(Err(error)) => self.lose_job(now, &error.to_string()),
             Event::Timeout => {
                 self.volume.handle_timeout(now);
@@ -319,6 +331,14 @@ impl Worker {
                 }
                 Output::Event(event) => self.apply_session_event(now, event),
             }
+        }
+    }
+
+    /// Takes and leaves turns.
+    fn proceed_in_turn(&mut self, now: Instant) {
+        let (needs, uses) = (self.volume.needs_allowance(), self.volume.uses_allowance());
+        if let Some(allowed) = self.turn.proceed(now, needs, uses) {
+            self.volume.allow(now, allowed);
         }
     }
 

@@ -8,6 +8,7 @@ use nbd::{Command, Extent, Failure, Reply};
 use super::assembly::Assembly;
 use super::pace::Departure;
 use super::replay::Watermark;
+use super::requests::SMALL;
 use super::seen::Block;
 
 /// What a small reply takes besides its header, in bytes: the most that is expected for a BLOCK_STATUS.
@@ -73,6 +74,11 @@ pub(super) enum Arrival {
 pub(super) struct Landing {
     pub(super) job: Job,
     pub(super) result: Result<Reply, Failure>,
+}
+
+/// Whether something of this cost needs an allowance: more than a small read.
+pub(super) fn is_long(cost: u64) -> bool {
+    cost > SMALL + HEADROOM
 }
 
 /// What asking `command` puts on its way, in both directions, in bytes; `structured` says how it is answered.

@@ -10,7 +10,7 @@ use nbd::{Command, Export, Failure, Reply};
 
 use super::assembly::Assembly;
 use super::config::{LinkId, LinkKind, SessionConfig};
-use super::flight::{Arrival, Flight, Job, Landing, cost};
+use super::flight::{Arrival, Flight, Job, Landing, cost, is_long};
 use super::pace::Pace;
 use super::patience::Patience;
 use super::requests::is_small_read;
@@ -60,6 +60,8 @@ pub(super) struct Link {
     message: usize,
     cookie: u64,
     in_flight: u64,
+    /// How many of the flights are long.
+    long: usize,
     abandoned: usize,
     opened: Instant,
     heard: Instant,
@@ -90,6 +92,7 @@ impl Link {
             message: 0,
             cookie: 0,
             in_flight: 0,
+            long: 0,
             abandoned: 0,
             opened: now,
             heard: now,
@@ -301,8 +304,14 @@ impl Link {
         );
         self.patience.send(now, self.cookie);
         self.in_flight += cost;
+        self.long += usize::from(is_long(cost));
         self.cookie += 1;
         Ok(out)
+    }
+
+    /// Whether anything long is on its way.
+    pub(super) fn has_long(&self) -> bool {
+        self.long > 0
     }
 
     /// Whether nothing is on its way.
@@ -333,6 +342,7 @@ impl Link {
     pub(super) fn abandon(&mut self, cookie: u64) -> bool {
         if let Some(flight) = self.flights.get_mut(&cookie) {
             self.in_flight -= flight.cost;
+            self.long -= usize::from(is_long(flight.cost));
             flight.job = Job::Abandoned;
             flight.cost = 0;
             flight.assembly = None;
@@ -393,6 +403,7 @@ impl Link {
     fn land(&mut self, now: Instant, cookie: u64, result: Result<(), Failure>) -> Option<Landing> {
         let flight = self.flights.remove(&cookie)?;
         self.in_flight -= flight.cost;
+        self.long -= usize::from(is_long(flight.cost));
         self.pace.land(now, &flight.departure);
         self.patience.hear(now, cookie);
         self.patience
@@ -411,7 +422,8 @@ impl Link {
         })
     }
 
-    fn cost(&self, command: &Command) -> u64 {
+    /// What asking `command` on this link puts on its way, in bytes.
+    pub(super) fn cost(&self, command: &Command) -> u64 {
         let structured = |transmission: &Transmission| transmission.negotiated().structured_replies;
         cost(command, self.transmission.as_ref().is_some_and(structured))
     }

@@ -1,5 +1,6 @@
 //! One image, kept reachable: what a session is, what happens to it, and when.
 
+mod allowance;
 mod assembly;
 mod challenge;
 mod config;
@@ -68,6 +69,8 @@ pub struct Session {
     phase: DevicePhase,
     device: Option<String>,
     keep: Option<KeepState>,
+    /// What may still be sent of long requests, in bytes; None: no bound of this kind.
+    allowance: Option<u64>,
     /// Somebody here has the whole image: links are welcome, but not needed.
     independent: bool,
     outputs: VecDeque<Output>,
@@ -107,6 +110,7 @@ impl Session {
             phase: DevicePhase::Attaching,
             device: None,
             keep: None,
+            allowance: None,
             independent: false,
             outputs: VecDeque::new(),
             config,

@@ -10,7 +10,7 @@ use super::config::RequestId;
 use super::seen::overlap;
 
 /// Reads up to this length may overtake longer requests, in bytes: the machine waits for them one by one.
-const SMALL: u64 = 16 << 10;
+pub(super) const SMALL: u64 = 16 << 10;
 /// How many small reads may overtake a request.
 const OVERTAKES: u32 = 64;
 /// How far behind the first waiting request a small read is looked for.

@@ -194,16 +194,16 @@ impl Session {
 
     fn next_request(&mut self) -> Option<(Job, CommandFlags, Command)> {
         let link = self.link.as_ref().filter(|link| link.is_serving())?;
-        let place = self
-            .requests
-            .next(|command| link.fits(command, &self.config) && self.has_room_for(command))?;
+        let place = self.requests.next(|command| {
+            link.fits(command, &self.config)
+                && self.is_allowed(link, command)
+                && self.has_room_for(command)
+        })?;
         let number = self.requests.take(place)?;
         let request = self.requests.get(number)?;
-        Some((
-            Job::Request(number, self.moment()),
-            request.flags,
-            request.command.clone(),
-        ))
+        let (flags, command) = (request.flags, request.command.clone());
+        self.spend(link.cost(&command));
+        Some((Job::Request(number, self.moment()), flags, command))
     }
 
     /// Whether the log can keep `command`, besides the writes that are on the link.

@@ -181,6 +181,22 @@ impl Volume {
         self.absorb(now);
     }
 
+    /// See [`Session::allow`].
+    pub fn allow(&mut self, now: Instant, bytes: Option<u64>) {
+        self.session.allow(now, bytes);
+        self.absorb(now);
+    }
+
+    /// See [`Session::needs_allowance`].
+    pub fn needs_allowance(&self) -> bool {
+        self.session.needs_allowance()
+    }
+
+    /// See [`Session::uses_allowance`].
+    pub fn uses_allowance(&self) -> bool {
+        self.session.uses_allowance()
+    }
+
     /// When [`Self::handle_timeout`] is to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let session = self.session.poll_timeout();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod allocations;
+mod allowance;
 mod bench;
 mod disk;
 mod ends;

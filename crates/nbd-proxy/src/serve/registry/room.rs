@@ -1,11 +1,11 @@
-//! What the sessions of all slots share: places, and memory.
+//! What the sessions of all slots share: places, memory, and turns.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
-    attachment::Settings,
+    attachment::{Settings, Turns},
     config::ServeLimits,
     serve::{
         limits::{Limit, Reached},
@@ -20,6 +20,7 @@ pub(super) struct Room {
     places: Arc<Semaphore>,
     most: usize,
     memory: Arc<Memory>,
+    turns: Turns,
 }
 
 /// What one session has of it.
@@ -34,6 +35,7 @@ impl Room {
             places: Arc::new(Semaphore::new(limits.sessions)),
             most: limits.sessions,
             memory: Memory::new(limits.memory, limits.sessions),
+            turns: Turns::new(),
         }
     }
 
@@ -47,7 +49,7 @@ impl Room {
         })
     }
 
-    /// Sees to it that a session has no more in memory than there is for it.
+    /// Sees to it that a session has no more in memory than there is for it, and takes turns with the others.
     pub(super) fn seat(
         &self,
         settings: &mut Settings,
@@ -58,6 +60,7 @@ impl Room {
         if memory.bytes() < wanted {
             settings.limits = settings.limits.within(memory.bytes());
         }
+        settings.turns = Some(self.turns.clone());
         Seated {
             _place: place,
             _memory: memory,
