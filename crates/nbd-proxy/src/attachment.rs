@@ -133,7 +133,7 @@ pub(crate) struct Settings {
     pub(crate) runtime_dir: PathBuf,
     /// Where the session's life is told.
     pub(crate) audit: Audit,
-    /// What it shares with other sessions, where there may be any.
+    /// The turns that it takes with the other sessions of a server; None: it is the only one.
     pub(crate) turns: Option<Turns>,
 }
 

@@ -24,8 +24,8 @@ use crate::{
 };
 
 const SIZE: usize = 64 << 10;
-/// Reads up to this length need no turn.
-const LONG: u32 = 16 << 10;
+/// Reads up to this length need no turn, in bytes.
+const SHORT: u32 = 16 << 10;
 
 /// A session with a folder of its own.
 struct Rig {
@@ -214,7 +214,7 @@ async fn serve_zeroes(
                 Incoming::Request {
                     command: Command::Read { length, .. },
                     ..
-                } if length > LONG && unanswered.is_some() => {
+                } if length > SHORT && unanswered.is_some() => {
                     unanswered.as_ref()?.send(()).ok()?;
                     continue;
                 }
@@ -554,7 +554,7 @@ async fn sessions_whose_pages_hang_do_not_hold_up_the_others() {
     let turns = Turns::new();
     let long = || Command::Read {
         offset: 0,
-        length: 2 * LONG,
+        length: 2 * SHORT,
     };
     let mut hanging = Vec::new();
     for _ in 0..8 {
