@@ -126,7 +126,8 @@ fn run(action: Action) -> anyhow::Result<ExitCode> {
             if !cfg!(feature = "fuzzing") {
                 prepared.give_up_power()?;
             }
-            finish(runtime_of_server(), serve::run(prepared))
+            // It starts the threads for sessions itself.
+            finish(Builder::new_current_thread(), serve::run(prepared))
         }
         #[cfg(feature = "serve")]
         Action::ServeHelper(args) => finish(
@@ -143,16 +144,6 @@ fn run(action: Action) -> anyhow::Result<ExitCode> {
         #[cfg(feature = "serve")]
         Action::Eject(args) => finish(Builder::new_current_thread(), eject::run(args)),
     }
-}
-
-/// Half of the processors, and four at most. A session is a chain of tasks that wake each other: on few threads that
-/// costs least, and those who serve images and read devices want processors, too.
-#[cfg(feature = "serve")]
-fn runtime_of_server() -> Builder {
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut builder = Builder::new_multi_thread();
-    builder.worker_threads((processors / 2).clamp(1, 4));
-    builder
 }
 
 /// Runs a part of the program to its end, and then waits for nothing that still runs beside it: a thread may be

@@ -11,7 +11,10 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use ring::digest;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    runtime::Handle,
+    time::{MissedTickBehavior, interval},
+};
 
 use super::{
     Client, Server,
@@ -86,7 +89,11 @@ pub(super) fn upgrade(
     let applicant = Applicant::of(who, request.uri());
     let entry = enter(&server, &client, identity, &request);
     let occupied = client.occupy();
-    tokio::spawn(async move {
+    let runtime = match &entry {
+        Ok((Ok(admission), _)) => server.registry.runtime_of(&admission.slot),
+        _ => Handle::current(),
+    };
+    runtime.spawn(async move {
         let (_client, _occupied) = (client, occupied);
         let (admission, _place) = match entry {
             Ok((admission, place)) => (admission, Some(place)),

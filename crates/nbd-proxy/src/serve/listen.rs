@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::{Client, Peer, Server, http, router, stopped, tls::Tls};
+use super::{Client, Peer, Server, following::Following, http, router, stopped, tls::Tls};
 use crate::{config::ServeConfig, control::ControlListener};
 
 /// Where we listen unless told.
@@ -98,7 +98,7 @@ pub(super) trait Door: Send + Sync + 'static {
 
 impl Door for TcpListener {
     type Arrival = TcpStream;
-    type Stream = TcpStream;
+    type Stream = Following;
 
     async fn open(&self) -> io::Result<(TcpStream, Peer)> {
         let (stream, address) = self.accept().await?;
@@ -107,8 +107,8 @@ impl Door for TcpListener {
         Ok((stream, Peer::Network(address)))
     }
 
-    async fn admit(&self, stream: TcpStream) -> Option<(TcpStream, Shown)> {
-        Some((stream, Shown::default()))
+    async fn admit(&self, stream: TcpStream) -> Option<(Following, Shown)> {
+        Some((Following::new(stream), Shown::default()))
     }
 }
 
@@ -120,13 +120,13 @@ pub(super) struct Secured {
 
 impl Door for Secured {
     type Arrival = TcpStream;
-    type Stream = TlsStream<TcpStream>;
+    type Stream = TlsStream<Following>;
 
     async fn open(&self) -> io::Result<(TcpStream, Peer)> {
         self.listener.open().await
     }
 
-    async fn admit(&self, stream: TcpStream) -> Option<(TlsStream<TcpStream>, Shown)> {
+    async fn admit(&self, stream: TcpStream) -> Option<(TlsStream<Following>, Shown)> {
         let (stream, certificate) = self.tls.admit(stream).await?;
         Some((
             stream,

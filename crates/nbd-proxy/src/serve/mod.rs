@@ -4,6 +4,7 @@ pub(crate) mod api;
 mod assets;
 mod auth;
 mod events;
+mod following;
 mod http;
 mod limits;
 mod links;
@@ -20,13 +21,13 @@ mod rights;
 mod router;
 mod seats;
 mod service;
+mod threads;
 mod tls;
 
 use std::{
     fmt,
     io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -60,6 +61,7 @@ use places::Places;
 pub(crate) use prepare::{Prepared, load, prepare};
 use registry::Registry;
 use seats::{Occupied, Seat, Seats};
+use threads::Threads;
 use tls::Tls;
 
 /// How long sessions may take to end beyond what their stop hooks may take.
@@ -82,18 +84,17 @@ struct Server {
 }
 
 impl Server {
-    /// Must be called within the runtime.
     fn new(
         auth: Auth,
         config: &Arc<Config>,
-        runtime_dir: &Path,
+        registry: Registry,
         audit: &Audit,
         stopping: watch::Receiver<bool>,
     ) -> Self {
         let limits = config.serve.limits;
         Self {
             auth,
-            registry: Registry::new(config, runtime_dir, audit),
+            registry,
             metrics: Metrics::default(),
             seats: Arc::new(Seats::new(&limits, config.serve.access.proxies.clone())),
             links: Places::new(
@@ -236,7 +237,9 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
         .collect::<io::Result<Vec<_>>>()?;
     audit.tell(started(&listening));
     let (stop, stopping) = watch::channel(false);
-    let server = Arc::new(Server::new(auth, &config, &runtime_dir, &audit, stopping));
+    let threads = Threads::start().context("can't start a thread")?;
+    let registry = Registry::new(&config, &runtime_dir, &audit, threads.runtimes());
+    let server = Arc::new(Server::new(auth, &config, registry, &audit, stopping));
     for listener in listeners {
         take_all(&server, listener, tls.as_ref());
     }

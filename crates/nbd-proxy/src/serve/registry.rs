@@ -13,11 +13,11 @@ use std::{
 };
 
 use nbd_session::EndReason;
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 
 use self::room::Room;
 pub(super) use self::slot::Slot;
-use super::refusal::Refusal;
+use super::{refusal::Refusal, threads};
 use crate::{
     attachment::Attachment,
     audit::Audit,
@@ -32,12 +32,19 @@ pub(super) struct Registry {
     version: watch::Receiver<u64>,
     closed: AtomicBool,
     room: Room,
+    /// Those of the threads on which sessions run.
+    runtimes: Vec<Handle>,
 }
 
 impl Registry {
     /// A slot for each configuration. R is `runtime_dir`. What an earlier process left of each is seen to at once: there
     /// may be readers who wait. Must be called within the runtime.
-    pub(super) fn new(config: &Arc<Config>, runtime_dir: &Path, audit: &Audit) -> Self {
+    pub(super) fn new(
+        config: &Arc<Config>,
+        runtime_dir: &Path,
+        audit: &Audit,
+        runtimes: &[Handle],
+    ) -> Self {
         let (sender, version) = watch::channel(0);
         let sender = Arc::new(sender);
         let room = Room::new(&config.serve.limits);
@@ -52,7 +59,8 @@ impl Registry {
                 let slot = Arc::new(slot);
                 tokio::spawn(publish::publish(Arc::clone(&slot), Arc::clone(&sender)));
                 if let Ok(gate) = Arc::clone(&slot.gate).try_lock_owned() {
-                    tokio::spawn(Arc::clone(&slot).recover(room.clone(), gate));
+                    threads::idlest(runtimes, &[], index)
+                        .spawn(Arc::clone(&slot).recover(room.clone(), gate));
                 }
                 slot
             })
@@ -64,6 +72,7 @@ impl Registry {
             version,
             closed: AtomicBool::new(false),
             room,
+            runtimes: runtimes.to_vec(),
         }
     }
 
@@ -100,6 +109,16 @@ impl Registry {
     /// Grows after any slot's [`Slot::changes`] has changed.
     pub(super) fn version(&self) -> watch::Receiver<u64> {
         self.version.clone()
+    }
+
+    /// The runtime of the slot's session; where there is none, that in which one is to begin.
+    pub(super) fn runtime_of(&self, slot: &Slot) -> Handle {
+        slot.runtime().unwrap_or_else(|| {
+            let sessions: Vec<_> = (self.slots.iter())
+                .filter_map(|slot| slot.runtime().map(|runtime| runtime.id()))
+                .collect();
+            threads::idlest(&self.runtimes, &sessions, slot.index())
+        })
     }
 
     /// Ends all sessions in order, and waits until their devices are detached; no session begins any more. `leave`:

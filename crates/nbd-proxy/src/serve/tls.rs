@@ -9,7 +9,7 @@ use hyper::{
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::http;
+use super::{following::Following, http};
 use crate::{
     config::ServeConfig,
     report,
@@ -79,7 +79,7 @@ impl Tls {
     pub(super) async fn admit(
         &self,
         stream: TcpStream,
-    ) -> Option<(TlsStream<TcpStream>, Option<String>)> {
+    ) -> Option<(TlsStream<Following>, Option<String>)> {
         let config = self.server.config();
         self.handshakes
             .run(async {
@@ -88,7 +88,10 @@ impl Tls {
                     redirect(stream).await;
                     return None;
                 }
-                let stream = TlsAcceptor::from(config).accept(stream).await.ok()?;
+                let stream = TlsAcceptor::from(config)
+                    .accept(Following::new(stream))
+                    .await
+                    .ok()?;
                 let certificates = stream.get_ref().1.peer_certificates();
                 let name = certificates
                     .and_then(<[_]>::first)

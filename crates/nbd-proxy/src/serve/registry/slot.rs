@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use tokio::sync::{OwnedMutexGuard, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedMutexGuard, watch},
+};
 
 use super::{
     publish::json,
@@ -35,6 +38,8 @@ pub(super) struct Occupant {
     pub(super) attachment: Attachment,
     /// Who began it.
     first: Peer,
+    /// Where it runs.
+    runtime: Handle,
 }
 
 impl Occupant {
@@ -108,6 +113,11 @@ impl Slot {
         &self.config.configurations[self.index]
     }
 
+    /// Which one it is, from 0 on.
+    pub(super) fn index(&self) -> usize {
+        self.index
+    }
+
     /// Whether this user may.
     pub(in crate::serve) fn permits(&self, user: &str, right: Right) -> bool {
         self.configuration().allow.permits(user, right)
@@ -163,6 +173,13 @@ impl Slot {
             .occupant
             .as_ref()
             .map(|occupant| occupant.attachment.clone())
+    }
+
+    /// Where its session runs, if there is one.
+    pub(super) fn runtime(&self) -> Option<Handle> {
+        let occupancy = self.occupancy.borrow();
+        let occupant = occupancy.occupant.as_ref();
+        occupant.map(|occupant| occupant.runtime.clone())
     }
 
     async fn vacated(&self) {
@@ -289,6 +306,7 @@ impl Slot {
         let occupant = Occupant {
             attachment: attachment.clone(),
             first,
+            runtime: Handle::current(),
         };
         self.occupancy
             .send_modify(|occupancy| occupancy.occupant = Some(occupant));
