@@ -48,6 +48,10 @@ impl Journal {
             socket,
         })
     }
+
+    fn send(&self, datagram: &[u8]) -> io::Result<()> {
+        uninterrupted(|| self.socket.send(datagram)).map(drop)
+    }
 }
 
 impl Sink for Journal {
@@ -57,7 +61,7 @@ impl Sink for Journal {
 
     fn keep(&mut self, entry: &Entry) -> io::Result<()> {
         let datagram = datagram(entry);
-        match self.socket.send(&datagram) {
+        match self.send(&datagram) {
             // Another journald has taken the place of the one that we knew.
             Err(error)
                 if matches!(
@@ -68,9 +72,20 @@ impl Sink for Journal {
                 ) =>
             {
                 self.socket = Self::open(&self.path)?.socket;
-                self.socket.send(&datagram).map(drop)
+                self.send(&datagram)
             }
-            sent => sent.map(drop),
+            sent => sent,
+        }
+    }
+}
+
+/// What `call` gives, which has a time limit: such a one is interrupted where a process is stopped and goes on
+/// (signal(7)).
+pub(super) fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
         }
     }
 }

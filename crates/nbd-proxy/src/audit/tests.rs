@@ -246,7 +246,7 @@ fn receive(journald: &UnixDatagram) -> Vec<(String, String)> {
         .set_read_timeout(Some(Duration::from_secs(30)))
         .unwrap();
     let mut buffer = vec![0; 1 << 16];
-    let length = journald.recv(&mut buffer).unwrap();
+    let length = journal::uninterrupted(|| journald.recv(&mut buffer)).unwrap();
     let mut rest = &buffer[..length];
     let mut fields = Vec::new();
     while !rest.is_empty() {

@@ -46,13 +46,19 @@ fn image(length: usize) -> Bytes {
 }
 
 /// What one read gives; the end of the stream is an error.
+///
+/// A read with a time limit is interrupted where the whole machine is stopped and goes on (signal(7)).
 fn read_some(from: &mut impl Read) -> io::Result<Bytes> {
     let mut room = vec![0; 64 << 10];
-    match from.read(&mut room)? {
-        0 => Err(io::ErrorKind::UnexpectedEof.into()),
-        count => {
-            room.truncate(count);
-            Ok(room.into())
+    loop {
+        match from.read(&mut room) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                room.truncate(count);
+                return Ok(room.into());
+            }
         }
     }
 }

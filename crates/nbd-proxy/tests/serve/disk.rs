@@ -13,7 +13,7 @@ use nbd::{
     wire::CommandFlags,
 };
 
-use crate::harness::PATIENCE;
+use crate::harness::{PATIENCE, uninterrupted};
 
 /// A connected client.
 pub(crate) struct Disk {
@@ -98,7 +98,7 @@ impl Disk {
 
 fn receive(stream: &mut UnixStream) -> Bytes {
     let mut buffer = vec![0; 1 << 16];
-    let length = stream.read(&mut buffer).unwrap();
+    let length = uninterrupted(|| stream.read(&mut buffer)).unwrap();
     assert!(length > 0, "the device closed the connection");
     buffer.truncate(length);
     buffer.into()

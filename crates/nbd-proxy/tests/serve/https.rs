@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use crate::{
     certificates::{Authority, Pair, connect, request},
     disk::Disk,
-    harness::{PATIENCE, Process, Ran, Response, Server, wait_for},
+    harness::{PATIENCE, Process, Ran, Response, Server, uninterrupted, wait_for},
 };
 
 const FILES: &str = r#""certificate": "FOLDER/server.crt", "key": "FOLDER/server.key""#;

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::harness::{PATIENCE, Process, Server, program};
+use crate::harness::{PATIENCE, Process, Server, program, uninterrupted};
 
 /// The manager's end of `NOTIFY_SOCKET`.
 struct Manager(UnixDatagram);
@@ -16,7 +16,7 @@ impl Manager {
     fn is_told(&self, word: &str) -> String {
         loop {
             let mut message = [0; 4096];
-            let length = self.0.recv(&mut message).expect(word);
+            let length = uninterrupted(|| self.0.recv(&mut message)).expect(word);
             let message = String::from_utf8_lossy(&message[..length]).into_owned();
             if message.lines().any(|line| line == word) {
                 return message;

@@ -12,7 +12,7 @@ use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 
 use crate::{
     certificates::{self, Pair},
-    harness::PATIENCE,
+    harness::{PATIENCE, uninterrupted},
 };
 
 /// Options of the handshake.
@@ -196,9 +196,9 @@ impl Client {
         // Sooner than the time that a handshake has.
         self.0.set_timeouts(Duration::from_secs(10));
         let mut room = [0; 4096];
-        while self.0.read(&mut room).is_ok_and(|count| count > 0) {}
+        while uninterrupted(|| self.0.read(&mut room)).is_ok_and(|count| count > 0) {}
         self.0.set_timeouts(Duration::from_millis(1));
-        let ended = match self.0.read(&mut room) {
+        let ended = match uninterrupted(|| self.0.read(&mut room)) {
             Ok(count) => count == 0,
             Err(error) => error.kind() != ErrorKind::WouldBlock,
         };

@@ -8,7 +8,7 @@ use std::{
 
 use super::arena::SIZE;
 use crate::{
-    harness::{PATIENCE as TIMEOUT, Server},
+    harness::{PATIENCE as TIMEOUT, Server, uninterrupted},
     page::{ID, link},
 };
 
@@ -358,7 +358,7 @@ impl Page {
     /// Takes what comes next.
     fn receive(&mut self) -> std::io::Result<()> {
         let mut room = [0; 1 << 16];
-        let count = self.stream.read(&mut room)?;
+        let count = uninterrupted(|| self.stream.read(&mut room))?;
         if count == 0 {
             return Err(ErrorKind::UnexpectedEof.into());
         }
