@@ -53,6 +53,8 @@ pub(super) struct Moment {
 pub(super) struct Flight {
     pub(super) job: Job,
     pub(super) cost: u64,
+    /// How much of that has come.
+    pub(super) arrived: u64,
     pub(super) departure: Departure,
     /// Its bytes are passed on as they come.
     pub(super) is_streamed: bool,

@@ -59,7 +59,10 @@ pub(super) struct Link {
     /// How long that message is, in bytes.
     message: usize,
     cookie: u64,
+    /// What the flights cost together, in bytes, and ...
     in_flight: u64,
+    /// ... how much of that has come.
+    arrived: u64,
     /// How many of the flights are long.
     long: usize,
     abandoned: usize,
@@ -92,6 +95,7 @@ impl Link {
             message: 0,
             cookie: 0,
             in_flight: 0,
+            arrived: 0,
             long: 0,
             abandoned: 0,
             opened: now,
@@ -208,8 +212,11 @@ impl Link {
         certain: bool,
     ) -> Option<Arrival> {
         let flight = self.flights.get_mut(&cookie)?;
-        self.pace
-            .arrive(now, &mut flight.departure, data.len() as u64);
+        let length = data.len() as u64;
+        self.pace.arrive(now, &mut flight.departure, length);
+        let arrived = length.min(flight.cost - flight.arrived);
+        flight.arrived += arrived;
+        self.arrived += arrived;
         self.patience.hear(now, cookie);
         // What is streamed is kept, perhaps for long: it must not keep a whole message in memory.
         let data = if flight.is_streamed && data.len() < OWN.max(self.message / 4) {
@@ -240,20 +247,22 @@ impl Link {
     }
 
     /// Whether `command` fits into what may be on its way. Long requests leave a part to small reads, and keep to what
-    /// the line carries.
+    /// the line carries: for that, what has come already of others does not count.
     pub(super) fn fits(&self, command: &Command, config: &SessionConfig) -> bool {
-        let most = if is_small_read(command) {
-            config.max_in_flight
+        let cost = self.cost(command);
+        let fits = if is_small_read(command) {
+            self.in_flight + cost <= config.max_in_flight
         } else {
-            self.most(config)
+            self.in_flight + cost <= held(config) && self.awaited() + cost <= self.most(config)
         };
-        self.in_flight == 0 || self.in_flight + self.cost(command) <= most
+        self.in_flight == 0 || fits
     }
 
     /// How much of what nobody waits for yet may be asked for now, in bytes. What is waited for may be half as
     /// much again.
     pub(super) fn room(&self, config: &SessionConfig) -> u64 {
-        self.reach(config).saturating_sub(self.in_flight)
+        let carried = self.reach(config).saturating_sub(self.awaited());
+        carried.min((held(config) / 3 * 2).saturating_sub(self.in_flight))
     }
 
     /// What the line carries in about a round trip, in bytes, as far as that may be asked for.
@@ -263,8 +272,12 @@ impl Link {
 
     /// How much may be on its way of long requests, in bytes.
     fn most(&self, config: &SessionConfig) -> u64 {
-        let reserved = config.max_in_flight / 8;
-        (self.pace.budget() / 2 * 3).min(config.max_in_flight - reserved)
+        (self.pace.budget() / 2 * 3).min(held(config))
+    }
+
+    /// What has still to come, in bytes.
+    fn awaited(&self) -> u64 {
+        self.in_flight - self.arrived
     }
 
     /// Sends a request; gives its bytes, or the job back where the peer cannot be asked that.
@@ -296,6 +309,7 @@ impl Link {
             Flight {
                 job,
                 cost,
+                arrived: 0,
                 departure: self.pace.depart(now, self.in_flight == 0),
                 is_streamed,
                 assembly,
@@ -342,9 +356,10 @@ impl Link {
     pub(super) fn abandon(&mut self, cookie: u64) -> bool {
         if let Some(flight) = self.flights.get_mut(&cookie) {
             self.in_flight -= flight.cost;
+            self.arrived -= flight.arrived;
             self.long -= usize::from(is_long(flight.cost));
             flight.job = Job::Abandoned;
-            flight.cost = 0;
+            (flight.cost, flight.arrived) = (0, 0);
             flight.assembly = None;
             self.abandoned += 1;
         }
@@ -403,6 +418,7 @@ impl Link {
     fn land(&mut self, now: Instant, cookie: u64, result: Result<(), Failure>) -> Option<Landing> {
         let flight = self.flights.remove(&cookie)?;
         self.in_flight -= flight.cost;
+        self.arrived -= flight.arrived;
         self.long -= usize::from(is_long(flight.cost));
         self.pace.land(now, &flight.departure);
         self.patience.hear(now, cookie);
@@ -431,4 +447,10 @@ impl Link {
     fn assembly_of(&mut self, cookie: u64) -> Option<&mut Assembly> {
         self.flights.get_mut(&cookie)?.assembly.as_mut()
     }
+}
+
+/// How much of long requests may be on its way or here in part, in bytes, whatever the line carries: the rest is for
+/// small reads.
+fn held(config: &SessionConfig) -> u64 {
+    config.max_in_flight - config.max_in_flight / 8
 }

@@ -8,6 +8,7 @@ mod bench;
 mod disk;
 mod ends;
 mod keep;
+mod line;
 mod links;
 mod reading;
 mod restart;

@@ -15,7 +15,7 @@ const READS: u32 = 2;
 const LENGTH: u64 = 64 << 10;
 /// A reader may skip so much, or read it again or in another order, in bytes.
 const TOLERANCE: u64 = 512 << 10;
-/// The first step ahead, and the least that is asked for ahead at a time, in bytes.
+/// The least that is asked for ahead at a time, and the first step ahead unless more was read in a row, in bytes.
 const STEP: u64 = 128 << 10;
 /// The most that is asked for ahead at a time, in bytes: a window. Windows lie at multiples of their length.
 const WINDOW: u64 = 1 << 20;
@@ -114,7 +114,7 @@ impl Stream {
         self.next = range.end;
         self.reads = self.reads.saturating_add(1);
         if self.is_one() && self.next >= self.doubles_at {
-            self.distance = (2 * self.distance).max(STEP);
+            self.distance = (2 * self.distance).max(STEP).max(self.length);
             self.doubles_at = self.next + self.distance / 2;
         }
     }
