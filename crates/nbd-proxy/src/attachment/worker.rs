@@ -1,13 +1,13 @@
 //! The session's task: selects one event, applies it.
 
 use std::{
-    collections::HashMap,
     future::poll_fn,
     hash::{BuildHasher, RandomState},
     task::Poll,
     time::Instant,
 };
 
+use foldhash::HashMap;
 use nbd::{Command, Reply, wire::Errno};
 use nbd_session::{
     Closing, EndReason, LinkId, LinkKind, Output, RequestId, SessionConfig, SessionEvent, Volume,
@@ -124,7 +124,7 @@ impl Worker {
             requests,
             device_events,
             links: Vec::new(),
-            waiting: HashMap::new(),
+            waiting: HashMap::default(),
             next_request: 0,
             turn: Turn::new(settings.turns.clone(), Instant::now()),
             link_batch: Vec::with_capacity(BATCH),

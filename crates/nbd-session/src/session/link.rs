@@ -1,9 +1,10 @@
 //! One link: how far it is, what is on its way on it, and when the peer must have spoken.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use nbd::client::{Handshake, HandshakeOptions, ReplyEvent, Transmission};
 use nbd::wire::CommandFlags;
 use nbd::{Command, Export, Failure, Reply};
@@ -88,7 +89,7 @@ impl Link {
             image: None,
             agenda: VecDeque::new(),
             transmission: None,
-            flights: HashMap::new(),
+            flights: HashMap::default(),
             patience: Patience::default(),
             pace: Pace::new(now),
             touched: Vec::new(),

@@ -89,8 +89,8 @@ impl Pace {
     pub(super) fn budget(&self) -> u64 {
         let [now, before] = self.rates;
         let time = 2 * self.round_trip.unwrap_or_default() + WORK;
-        let bytes = u128::from(now.max(before)) * time.as_nanos() / 1_000_000_000;
-        u64::try_from(bytes).unwrap_or(u64::MAX).max(FLOOR)
+        let time = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        (now.max(before).saturating_mul(time) / 1_000_000).max(FLOOR)
     }
 }
 

@@ -97,13 +97,17 @@ impl Volume {
     /// What is to be asked for ahead, once it fits.
     fn next_ahead(&mut self) -> Option<Range<u64>> {
         let caching = self.caching.as_mut()?;
+        let streams = caching.streams.count() as u64;
+        if streams == 0 {
+            return None;
+        }
         let room = self.session.room();
         if room == 0 {
             return None;
         }
         let end = self.geometry.as_ref()?.image_size;
         let longest = u64::from(self.session.max_request());
-        let share = caching.cache.limit() / 2 / caching.streams.count().max(1) as u64;
+        let share = caching.cache.limit() / 2 / streams;
         let reach = share.min(2 * self.session.reach());
         loop {
             let window = caching.streams.next(longest, reach, end)?;

@@ -11,10 +11,11 @@ mod geometry;
 mod keep;
 mod plan;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Instant;
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use nbd::wire::{CommandFlags, Errno};
 use nbd::{Command, Export, Reply};
 
@@ -80,7 +81,7 @@ impl Volume {
                 .map(|export| Geometry::of(export, name_of(&session))),
             session,
             tasks: BTreeMap::new(),
-            parts: HashMap::new(),
+            parts: HashMap::default(),
             cache_limit: 0,
             caching: None,
             keep: None,

@@ -1,9 +1,8 @@
 //! Takes the server's byte stream apart and checks it against what was asked
 //! (proto.md, "Simple reply message", "Structured reply chunk message").
 
-use std::collections::HashMap;
-
 use bytes::Bytes;
+use foldhash::HashMap;
 
 use super::pending::Pending;
 use super::{ReplyEvent, TransmissionError};
@@ -61,7 +60,7 @@ impl Replies {
         meta_context: Option<u32>,
         input: Input,
     ) -> Self {
-        let (pending, state) = (HashMap::new(), State::Header);
+        let (pending, state) = (HashMap::default(), State::Header);
         Self {
             size,
             structured,

@@ -7,10 +7,11 @@
 mod locality;
 mod streams;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
+use foldhash::HashMap;
 use nbd::Payload;
 use nbd::wire::Errno;
 
@@ -104,8 +105,8 @@ impl Cache {
             limit,
             bytes: 0,
             segments: BTreeMap::new(),
-            loading: HashMap::new(),
-            waiters: HashMap::new(),
+            loading: HashMap::default(),
+            waiters: HashMap::default(),
             ranks: BTreeMap::new(),
             next_rank: 0,
         }
@@ -345,11 +346,16 @@ impl Cache {
                 data,
                 &(wanted.start - start..wanted.end - start),
             );
-            waiter.pieces.insert(wanted.start, piece);
             waiter.missing -= 1;
-            if waiter.missing == 0
-                && let Some(waiter) = waiters.remove(part)
-            {
+            let is_all = waiter.missing == 0;
+            // Most wait for one segment alone.
+            if is_all && waiter.pieces.is_empty() {
+                waiters.remove(part);
+                served.push((*part, piece));
+                return false;
+            }
+            waiter.pieces.insert(wanted.start, piece);
+            if is_all && let Some(waiter) = waiters.remove(part) {
                 let parts = waiter.pieces.into_values().flatten();
                 served.push((*part, parts.collect()));
             }

@@ -25,6 +25,8 @@ const WINDOW: u64 = 1 << 20;
 pub(crate) struct Streams {
     /// The latest at the front.
     streams: VecDeque<Stream>,
+    /// How many of these have reads enough.
+    count: usize,
 }
 
 #[derive(Debug)]
@@ -54,12 +56,13 @@ impl Streams {
         let is_one = stream.is_one();
         self.streams.push_front(stream);
         self.streams.truncate(STREAMS);
+        self.count = self.streams.iter().filter(|one| one.is_one()).count();
         is_one
     }
 
     /// How many there are.
     pub(crate) fn count(&self) -> usize {
-        self.streams.iter().filter(|one| one.is_one()).count()
+        self.count
     }
 
     /// What to ask for next: of a window at most `longest`, no further ahead than `reach`, and before `end`. All in
