@@ -51,6 +51,7 @@ mod signals;
 #[cfg(feature = "serve")]
 mod status;
 mod stdio;
+mod tcp;
 mod throttle;
 #[cfg(feature = "serve")]
 mod tls;

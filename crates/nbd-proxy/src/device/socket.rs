@@ -28,7 +28,7 @@ use super::{
     guard::Guard,
     tasks, users,
 };
-use crate::{config::TlsFiles, paths, report::Kind};
+use crate::{config::TlsFiles, paths, report::Kind, tcp};
 
 /// How many clients one device has at most.
 const MAX_CLIENTS: usize = 64;
@@ -227,7 +227,7 @@ impl Acceptor {
             }
             Listener::Tcp(listener, guard) => {
                 let (stream, peer) = listener.accept().await?;
-                stream.set_nodelay(true)?;
+                tcp::hasten(&stream);
                 let guard = guard.clone();
                 match guard {
                     Some(guard) => self.admit(stream, peer.to_string(), guard),

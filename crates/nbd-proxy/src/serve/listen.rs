@@ -11,7 +11,7 @@ use tokio::{
 use tokio_rustls::server::TlsStream;
 
 use super::{Client, Peer, Server, following::Following, http, router, stopped, tls::Tls};
-use crate::{config::ServeConfig, control::ControlListener};
+use crate::{config::ServeConfig, control::ControlListener, tcp};
 
 /// Where we listen unless told.
 const DEFAULT: SocketAddr =
@@ -102,8 +102,7 @@ impl Door for TcpListener {
 
     async fn open(&self) -> io::Result<(TcpStream, Peer)> {
         let (stream, address) = self.accept().await?;
-        // Requests are small, and somebody waits for each.
-        let _ = stream.set_nodelay(true);
+        tcp::hasten(&stream);
         Ok((stream, Peer::Network(address)))
     }
 

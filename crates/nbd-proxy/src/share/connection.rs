@@ -27,6 +27,7 @@ use crate::{
         api::{Configurations, ErrorView},
         path,
     },
+    tcp,
 };
 
 /// How long it may take until the WebSocket is open, at most.
@@ -210,7 +211,7 @@ async fn connect(address: &Address) -> anyhow::Result<Box<dyn Stream>> {
             let Address { host, port, .. } = address;
             format!("can't connect to {host} port {port}, where nbd-proxy serve should listen")
         })?;
-    let _ = stream.set_nodelay(true);
+    tcp::hasten(&stream);
     if !address.tls {
         return Ok(Box::new(stream));
     }
