@@ -22,8 +22,8 @@ after(() => guest?.stop());
  */
 async function mountedFiles(device, type) {
   const hashes = await guest.run(
-    `mkdir -p /tmp/m && mount -t ${type} -o ro ${device} /tmp/m && cd /tmp/m &&
-     find . -type f -exec sha256sum {} + ; cd / && umount /tmp/m`,
+    `mount=$(mktemp -d) && mount -t ${type} -o ro ${device} $mount && cd $mount &&
+     find . -type f -exec sha256sum {} + ; cd / && umount $mount`,
   );
   const lines = hashes.split("\n").map((line) => line.split("  ./"));
   return Object.fromEntries(lines.map(([hash, path]) => [path, hash]));

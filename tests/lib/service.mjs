@@ -9,7 +9,7 @@ export const PATIENCE_SECONDS = 180;
 const UNITS = "nbd-proxy.socket nbd-proxy.service nbd-proxy-sockets.service";
 
 /** dpkg's own list of packages: a new one, that knows what ours depends on, as reading all of the machine's takes long. */
-const DPKG = "/tmp/dpkg";
+const DPKG = "/run/dpkg";
 
 const LISTED = `mkdir -p ${DPKG}/info ${DPKG}/updates ${DPKG}/triggers
   for name in init-system-helpers $(dpkg-deb -f PACKAGE Depends | tr , '\\n' | cut -d '(' -f 1); do
