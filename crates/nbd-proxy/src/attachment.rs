@@ -11,6 +11,7 @@ mod board;
 mod ending;
 mod keeping;
 mod lifecycle;
+mod polling;
 mod recording;
 mod steps;
 mod turns;

@@ -22,6 +22,7 @@ use super::{
     Order, Settings, Status,
     board::Board,
     lifecycle::{Job, Lifecycle},
+    polling::Polling,
     recording::Recording,
     steps::Finished,
     turns::Turn,
@@ -136,9 +137,12 @@ impl Worker {
     }
 
     pub(super) async fn run(mut self) {
+        let mut polling = Polling::new();
         self.follow_up(Instant::now());
         while !self.life.over {
-            let event = self.next_event().await;
+            // Long requests are in a row, and a wake more or less is little beside them.
+            let has_long = self.volume.needs_allowance() || self.volume.uses_allowance();
+            let event = polling.wait(!has_long, self.next_event()).await;
             let now = Instant::now();
             self.apply(now, event);
             self.follow_up(now);

@@ -1,0 +1,137 @@
+//! Adaptive polling: an event that is soon to come is waited for awake.
+//!
+//! A thread that sleeps takes some 10 µs to be woken, and more where its processor sleeps too; four such wakes are most
+//! of the time of a small read. The I/O threads of QEMU do the same (`poll-max-ns`).
+
+use std::{
+    future::poll_fn,
+    pin::pin,
+    task::Poll,
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::task::yield_now;
+
+/// What is soon, and the longest that a wait is spent awake: about twice a small read over loopback.
+const SOON: Duration = Duration::from_micros(200);
+
+/// How a task waits for its events.
+pub(super) struct Polling {
+    /// Who would bring the event has a processor of its own.
+    has_others: bool,
+    /// The last event came soon, so the next one may.
+    expected: bool,
+}
+
+impl Polling {
+    pub(super) fn new() -> Self {
+        Self {
+            has_others: thread::available_parallelism().is_ok_and(|count| count.get() > 1),
+            expected: false,
+        }
+    }
+
+    /// Waits for an event: awake, if it is `urgent` and the last one came soon. The other tasks of the thread go on
+    /// meanwhile, and so does whoever waits for its processor.
+    pub(super) async fn wait<T>(&mut self, urgent: bool, event: impl Future<Output = T>) -> T {
+        let start = Instant::now();
+        let mut event = pin!(event);
+        if urgent && self.has_others && self.expected {
+            while start.elapsed() < SOON {
+                let polled = poll_fn(|context| Poll::Ready(event.as_mut().poll(context)));
+                if let Poll::Ready(event) = polled.await {
+                    return event;
+                }
+                thread::yield_now();
+                yield_now().await;
+            }
+        }
+        let event = event.await;
+        self.expected = start.elapsed() < SOON;
+        event
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, ready},
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+        task::{Context, Wake},
+    };
+
+    use super::*;
+
+    /// How often a task that waits wakes itself, which it does where it stays awake.
+    #[derive(Default)]
+    struct Wakes(AtomicUsize);
+
+    impl Wake for Wakes {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn polling(has_others: bool, expected: bool) -> Polling {
+        Polling {
+            has_others,
+            expected,
+        }
+    }
+
+    /// Whether it is still awake after it was polled once.
+    fn stays_awake(wait: impl Future<Output = ()>) -> bool {
+        let wakes = Arc::new(Wakes::default());
+        let waker = Arc::clone(&wakes).into();
+        assert!(
+            pin!(wait)
+                .poll(&mut Context::from_waker(&waker))
+                .is_pending()
+        );
+        wakes.0.load(Ordering::Relaxed) > 0
+    }
+
+    #[test]
+    fn an_urgent_event_that_may_come_soon_is_waited_for_awake() {
+        assert!(stays_awake(polling(true, true).wait(true, pending())));
+    }
+
+    #[test]
+    fn no_other_event_is() {
+        assert!(!stays_awake(polling(true, true).wait(false, pending())));
+        assert!(!stays_awake(polling(true, false).wait(true, pending())));
+        assert!(!stays_awake(polling(false, true).wait(true, pending())));
+    }
+
+    #[test]
+    fn who_waits_for_long_sleeps() {
+        let wakes = Arc::new(Wakes::default());
+        let waker = Arc::clone(&wakes).into();
+        let mut polling = polling(true, true);
+        let mut wait = pin!(polling.wait(true, pending::<()>()));
+        let mut seen = usize::MAX;
+        while seen != wakes.0.load(Ordering::Relaxed) {
+            seen = wakes.0.load(Ordering::Relaxed);
+            assert!(
+                wait.as_mut()
+                    .poll(&mut Context::from_waker(&waker))
+                    .is_pending()
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn as_long_as_the_last_wait_was_is_the_next_one_taken_to_be() {
+        let mut polling = polling(true, true);
+        let late = async { thread::sleep(SOON) };
+        polling.wait(false, late).await;
+        assert!(!polling.expected);
+        while !polling.expected {
+            polling.wait(false, ready(())).await;
+        }
+    }
+}
