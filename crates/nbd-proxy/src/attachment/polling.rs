@@ -16,39 +16,50 @@ use tokio::task::yield_now;
 /// What is soon, and the longest that a wait is spent awake: about twice a small read over loopback.
 const SOON: Duration = Duration::from_micros(200);
 
+/// How many events in a row must have come soon: a page that sends an answer in two pieces is none that answers soon.
+const ENOUGH: u32 = 8;
+
 /// How a task waits for its events.
 pub(super) struct Polling {
     /// Who would bring the event has a processor of its own.
     has_others: bool,
-    /// The last event came soon, so the next one may.
-    expected: bool,
+    /// How many events in a row came soon, so that the next one may.
+    soon: u32,
 }
 
 impl Polling {
     pub(super) fn new() -> Self {
         Self {
             has_others: thread::available_parallelism().is_ok_and(|count| count.get() > 1),
-            expected: false,
+            soon: 0,
         }
     }
 
-    /// Waits for an event: awake, if it is `urgent` and the last one came soon. The other tasks of the thread go on
+    /// Waits for an event: awake, if it is `urgent` and the last ones came soon. The other tasks of the thread go on
     /// meanwhile, and so does whoever waits for its processor.
     pub(super) async fn wait<T>(&mut self, urgent: bool, event: impl Future<Output = T>) -> T {
         let start = Instant::now();
         let mut event = pin!(event);
-        if urgent && self.has_others && self.expected {
-            while start.elapsed() < SOON {
+        if urgent && self.has_others && self.soon >= ENOUGH {
+            loop {
                 let polled = poll_fn(|context| Poll::Ready(event.as_mut().poll(context)));
                 if let Poll::Ready(event) = polled.await {
                     return event;
                 }
                 thread::yield_now();
                 yield_now().await;
+                if start.elapsed() >= SOON {
+                    break;
+                }
             }
         }
         let event = event.await;
-        self.expected = start.elapsed() < SOON;
+        let is_soon = start.elapsed() < SOON;
+        self.soon = if is_soon {
+            self.soon.saturating_add(1)
+        } else {
+            0
+        };
         event
     }
 }
@@ -61,7 +72,7 @@ mod tests {
             Arc,
             atomic::{AtomicUsize, Ordering},
         },
-        task::{Context, Wake},
+        task::{Context, Wake, Waker},
     };
 
     use super::*;
@@ -76,11 +87,8 @@ mod tests {
         }
     }
 
-    fn polling(has_others: bool, expected: bool) -> Polling {
-        Polling {
-            has_others,
-            expected,
-        }
+    fn polling(has_others: bool, soon: u32) -> Polling {
+        Polling { has_others, soon }
     }
 
     /// Whether it is still awake after it was polled once.
@@ -95,23 +103,34 @@ mod tests {
         wakes.0.load(Ordering::Relaxed) > 0
     }
 
+    /// Of an event that is there.
+    fn finish(wait: impl Future<Output = ()>) {
+        assert!(
+            pin!(wait)
+                .poll(&mut Context::from_waker(Waker::noop()))
+                .is_ready()
+        );
+    }
+
     #[test]
     fn an_urgent_event_that_may_come_soon_is_waited_for_awake() {
-        assert!(stays_awake(polling(true, true).wait(true, pending())));
+        assert!(stays_awake(polling(true, ENOUGH).wait(true, pending())));
     }
 
     #[test]
     fn no_other_event_is() {
-        assert!(!stays_awake(polling(true, true).wait(false, pending())));
-        assert!(!stays_awake(polling(true, false).wait(true, pending())));
-        assert!(!stays_awake(polling(false, true).wait(true, pending())));
+        assert!(!stays_awake(polling(true, ENOUGH).wait(false, pending())));
+        assert!(!stays_awake(
+            polling(true, ENOUGH - 1).wait(true, pending())
+        ));
+        assert!(!stays_awake(polling(false, ENOUGH).wait(true, pending())));
     }
 
     #[test]
     fn who_waits_for_long_sleeps() {
         let wakes = Arc::new(Wakes::default());
         let waker = Arc::clone(&wakes).into();
-        let mut polling = polling(true, true);
+        let mut polling = polling(true, ENOUGH);
         let mut wait = pin!(polling.wait(true, pending::<()>()));
         let mut seen = usize::MAX;
         while seen != wakes.0.load(Ordering::Relaxed) {
@@ -124,14 +143,18 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn as_long_as_the_last_wait_was_is_the_next_one_taken_to_be() {
-        let mut polling = polling(true, true);
-        let late = async { thread::sleep(SOON) };
-        polling.wait(false, late).await;
-        assert!(!polling.expected);
-        while !polling.expected {
-            polling.wait(false, ready(())).await;
+    #[test]
+    fn after_an_event_that_was_late_enough_must_come_soon() {
+        let mut polling = polling(true, ENOUGH);
+        finish(polling.wait(false, async { thread::sleep(SOON) }));
+        assert_eq!(polling.soon, 0);
+        for _ in 0..ENOUGH - 1 {
+            finish(polling.wait(false, ready(())));
         }
+        assert!(!stays_awake(polling.wait(true, pending())));
+        while polling.soon < ENOUGH {
+            finish(polling.wait(false, ready(())));
+        }
+        assert!(stays_awake(polling.wait(true, pending())));
     }
 }
