@@ -7,12 +7,15 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::hash::Hasher;
 
-/// The longest block, in bytes.
-const BLOCK: u64 = 64 << 10;
+/// The longest block at an edge of the image, in bytes.
+const EDGE: u64 = 64 << 10;
+/// The longest block of a read, unless the peer's blocks are longer, in bytes. A session that begins hashes one of nearly
+/// every read; many short ones are better witnesses than a few long ones, and cost less.
+const BLOCK: u64 = 16 << 10;
 /// How many blocks of reads are remembered, besides the first and the last block of the image.
 const REMEMBERED: usize = 64;
 /// How many of them are compared.
-const COMPARED: usize = 8;
+const COMPARED: usize = 16;
 
 /// A block of the image, and its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,8 +120,9 @@ impl Seen {
         self.revision += 1;
     }
 
-    /// Perhaps remembers a block of a read: each read has the same chance in the end.
-    pub(super) fn record(&mut self, offset: u64, data: &Payload) {
+    /// Perhaps remembers a block of a read: each read has the same chance in the end. `minimum` is the length of the
+    /// peer's blocks, in bytes.
+    pub(super) fn record(&mut self, offset: u64, data: &Payload, minimum: u32) {
         self.reads += 1;
         let full = self.blocks.len() == REMEMBERED;
         let slot = if full {
@@ -130,7 +134,7 @@ impl Seen {
             return;
         }
         self.revision += 1;
-        let block = self.block_of(offset, data);
+        let block = self.block_of(offset, data, BLOCK.max(minimum.into()));
         match self.blocks.get_mut(slot) {
             Some(old) => *old = block,
             None => self.blocks.push(block),
@@ -163,11 +167,11 @@ impl Seen {
         self.hash(block.offset, data) == *block
     }
 
-    /// A block at random out of a read.
-    fn block_of(&mut self, offset: u64, data: &Payload) -> Block {
+    /// A block at random out of a read, of at most so many bytes.
+    fn block_of(&mut self, offset: u64, data: &Payload, most: u64) -> Block {
         let length = data.len() as u64;
-        let start = BLOCK * self.random.below(length.div_ceil(BLOCK)) as u64;
-        let end = length.min(start + BLOCK);
+        let start = most * self.random.below(length.div_ceil(most)) as u64;
+        let end = length.min(start + most);
         let block = data.slice(usize_of(start)..usize_of(end));
         self.hash(offset + start, &block)
     }
@@ -191,7 +195,7 @@ impl Seen {
 /// with blocks of `minimum_block`.
 pub(super) fn edges(size: u64, minimum_block: u32, max_request: u32) -> Vec<Range<u64>> {
     let minimum = u64::from(minimum_block.max(1));
-    let block = BLOCK.min(u64::from(max_request)) / minimum * minimum;
+    let block = EDGE.min(u64::from(max_request)) / minimum * minimum;
     let end = size / minimum * minimum;
     if block == 0 || end == 0 {
         return Vec::new();
@@ -241,7 +245,7 @@ mod tests {
     #[test]
     fn a_block_matches_itself_alone() {
         let mut seen = Seen::new(7);
-        seen.record(4096, &payload(1, 1000));
+        seen.record(4096, &payload(1, 1000), 1);
         let block = seen.choose().remove(0);
         assert_eq!((block.offset, block.length), (4096, 1000));
         assert!(seen.matches(&block, &payload(1, 1000)));
@@ -253,7 +257,7 @@ mod tests {
     fn memory_does_not_grow_with_what_is_read() {
         let mut seen = Seen::new(1);
         for read in 0..10_000 {
-            seen.record(read * 512, &payload(0, 512));
+            seen.record(read * 512, &payload(0, 512), 1);
         }
         assert_eq!(seen.blocks.len(), REMEMBERED);
         let late = seen
@@ -273,7 +277,7 @@ mod tests {
         seen.record_edge(0, &payload(1, 512));
         seen.record_edge(1 << 20, &payload(2, 100));
         for read in 1..100 {
-            seen.record(read * 512, &payload(0, 512));
+            seen.record(read * 512, &payload(0, 512), 1);
         }
         let chosen = seen.choose();
         assert_eq!(chosen.len(), 2 + COMPARED);
@@ -284,7 +288,7 @@ mod tests {
     fn what_is_written_is_forgotten() {
         let mut seen = Seen::new(1);
         seen.record_edge(0, &payload(1, 512));
-        seen.record(512, &payload(1, 512));
+        seen.record(512, &payload(1, 512), 1);
         seen.forget(&(511..512));
         assert_eq!(
             seen.choose()
@@ -299,11 +303,13 @@ mod tests {
 
     #[test]
     fn of_a_long_read_one_block_is_remembered() {
-        let mut seen = Seen::new(3);
-        seen.record(100, &payload(0, 200_000));
-        let block = seen.choose().remove(0);
-        assert_eq!((block.offset - 100) % BLOCK, 0);
-        assert!(u64::from(block.length) <= BLOCK);
+        for (minimum, most) in [(1, BLOCK), (512, BLOCK), (32 << 10, 32 << 10)] {
+            let mut seen = Seen::new(3);
+            seen.record(100, &payload(0, 10 << 16), minimum);
+            let block = seen.choose().remove(0);
+            assert_eq!((block.offset - 100) % most, 0);
+            assert_eq!(u64::from(block.length), most);
+        }
     }
 
     #[test]

@@ -215,6 +215,12 @@ impl Session {
         self.log.has_room(coming + ReplayLog::cost(command))
     }
 
+    /// The length of the peer's blocks, in bytes.
+    fn minimum_block(&self) -> u32 {
+        self.export()
+            .map_or(1, |export| export.effective_block_sizes().minimum)
+    }
+
     /// Whether writes can be flushed. Where they can't, a write that was answered is as safe as it gets.
     fn has_flush(&self) -> bool {
         self.export()
@@ -312,7 +318,7 @@ impl Session {
             (Ok(Reply::Data(data)), Command::Read { offset, .. })
                 if self.is_settled_since(moment) =>
             {
-                self.seen.record(offset, data);
+                self.seen.record(offset, data, self.minimum_block());
             }
             (Ok(_), Command::Flush) => {
                 self.log.flushed(moment.answered);
