@@ -6,6 +6,7 @@
 //! - [`block`]: what sysfs tells of a disk, and its queue's knobs.
 //! - [`users`]: who uses a device.
 //! - [`mounts`], [`module`], [`descriptors`]: mount tables, kernel modules, what a new program inherits.
+//! - [`reading`]: reads of files into new memory.
 //! - [`memory`]: how the allocator keeps what was freed.
 //!
 //! Calls here block. Those that wait for whoever serves the device (attaching a loop device, opening one) say so;
@@ -21,6 +22,7 @@ pub mod module;
 pub mod mounts;
 pub mod nbd;
 mod netlink;
+pub mod reading;
 #[cfg(test)]
 mod testing;
 pub mod users;

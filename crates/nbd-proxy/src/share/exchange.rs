@@ -17,7 +17,11 @@ use tokio::{
 };
 use tokio_websockets::Message;
 
-use super::{connection::Connection, image::Image, progress::Progress};
+use super::{
+    connection::Connection,
+    image::{Image, PIECE},
+    progress::Progress,
+};
 use crate::{
     link::websocket::{End, Step},
     signals::Signals,
@@ -27,9 +31,11 @@ use crate::{
 const READERS: usize = 8;
 /// How many bytes of the image we hold at once, unless one request alone is longer.
 const BUDGET: u64 = 64 << 20;
-/// With so many bytes to be sent no more are read: what is sent soon after it was read is still in the processor's cache,
-/// and its memory soon free for what is read next.
-const ENOUGH: usize = 1 << 20;
+/// With so many bytes to be sent no more are read from memory: what is sent soon after it was read is still in the
+/// processor's cache, and its memory soon free for what is read next.
+const ENOUGH: usize = PIECE;
+/// The same while reads wait for a disk, which is to go on while others are sent.
+const AHEAD: usize = 1 << 20;
 /// How many requests may wait.
 const WAITING: usize = 4096;
 /// How long a server may be silent: it sends a beat every 5 s.
@@ -301,7 +307,7 @@ impl<'a> Exchange<'a> {
     /// Begins what was asked for as far as there is room.
     fn start_waiting(&mut self) {
         while self.running.len() < READERS
-            && self.socket.queued() < ENOUGH
+            && self.socket.queued() < self.enough()
             && let Some((_, command)) = self.waiting.front()
         {
             let length = if matches!(command, Command::Read { .. }) {
@@ -332,6 +338,15 @@ impl<'a> Exchange<'a> {
                 result: image.carry_out(&command),
                 length,
             });
+        }
+    }
+
+    /// How many bytes may wait to be sent when more are read.
+    fn enough(&self) -> usize {
+        if self.running.is_empty() {
+            ENOUGH
+        } else {
+            AHEAD
         }
     }
 

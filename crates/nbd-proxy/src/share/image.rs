@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{ErrorKind, IoSliceMut, Seek as _, SeekFrom},
+    io::{ErrorKind, Seek as _, SeekFrom},
     ops::Range,
     os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
@@ -15,17 +15,15 @@ use nbd::{
     BlockSizes, Command, Export, Extent, Failure, Payload, Reply,
     wire::{Errno, ExtentFlags, TransmissionFlags},
 };
+use nbd_kernel::reading::read_at;
 use nbd_session::ImageInfo;
-use rustix::{
-    fs::{SeekFrom as Sparse, fstatfs},
-    io::{ReadWriteFlags, preadv2},
-};
+use rustix::fs::{SeekFrom as Sparse, fstatfs};
 
 /// The largest request that we answer, bytes: what clients assume unless told (proto.md, "Size constraints").
 const MAXIMUM_REQUEST: u32 = 32 << 20;
 /// The longest piece of an answer, bytes. Each is a message of its own, so that the machine has the first of them while
 /// the last are still on a slow line.
-const PIECE: usize = 256 << 10;
+pub(super) const PIECE: usize = 256 << 10;
 /// Longer reads than this are left to a thread, bytes: a server asks for as much at a time.
 const AT_ONCE: u32 = 4 << 20;
 /// The most extents in one answer: a client asks again for the rest.
@@ -41,8 +39,8 @@ pub(super) struct Image {
     info: ImageInfo,
     /// Of a regular file; reading from one that was written to since would mix two images into one.
     version: Option<Version>,
-    /// How a read is told not to wait for a disk.
-    at_once: ReadWriteFlags,
+    /// Its file system is memory itself.
+    is_memory: bool,
     /// The run of data that was found last. To find its end, a file system in memory looks at each page of it, and the
     /// next question is about the same run.
     data: Mutex<Range<u64>>,
@@ -89,10 +87,7 @@ impl Image {
                 .map(|version| version.modified.0 * 1000 + version.modified.1 / 1_000_000),
         };
         Ok(Self {
-            at_once: match is_memory(&file) {
-                true => ReadWriteFlags::empty(),
-                false => ReadWriteFlags::NOWAIT,
-            },
+            is_memory: is_memory(&file),
             file,
             path: path.to_owned(),
             info,
@@ -184,10 +179,8 @@ impl Image {
     }
 
     fn read_now(&self, offset: u64, length: usize) -> Option<Bytes> {
-        let mut piece = vec![0; length];
-        let into = &mut [IoSliceMut::new(&mut piece)];
-        let count = preadv2(&self.file, into, offset, self.at_once).ok()?;
-        (count == length).then(|| piece.into())
+        let piece = read_at(&self.file, offset, length, self.is_memory).ok()?;
+        (piece.len() == length).then(|| piece.into())
     }
 
     fn is_unchanged(&self) -> bool {
