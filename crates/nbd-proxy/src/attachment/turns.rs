@@ -1,9 +1,10 @@
-//! Turns: where many sessions are busy at once, a few of them at a time have long requests on their way.
+//! Turns: where many sessions of a thread are busy at once, only so much of long requests is on its way to all of them.
 //!
-//! What is on its way to all sessions together goes through the memory of this machine, and the copies of it are
-//! cheaper while it stays in the processor's caches (`docs/performance.md`). So a few sessions at a time may ask for a
-//! little each, and who waits longest is next. Nothing is to be gained where a link is slow: one that is too slow for
-//! its turns goes without them, so that neither it holds up the others nor they it.
+//! What is on its way goes through the memory of this machine, and the copies of it are much cheaper while it stays in
+//! the processor's caches (`docs/performance.md`). So the sessions of a thread share a number of bytes. Each takes what
+//! it can use, as much as there is where it asks for a lot at a time, and who waits longest is next. Nothing is to be
+//! gained where a link is slow: one that is too slow for its turns goes without them, so that neither it holds up the
+//! others nor they it.
 
 use std::{
     future::pending,
@@ -12,38 +13,51 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nbd_session::Volume;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How many sessions have a turn at once.
-const AT_ONCE: usize = 4;
-/// What one turn is for, in bytes; less, and changing from one session to the next costs more than is saved.
-const ALLOWANCE: u64 = 1 << 20;
-/// The longest turn: so turns never keep all sessions together below `AT_ONCE * ALLOWANCE` in this time, 1 GB/s.
-const LONGEST: Duration = Duration::from_millis(4);
+/// What may be on its way to all sessions of a thread together, in bytes: not much more than a processor's own cache.
+/// Less, and changing from one session to the next costs more than is saved.
+const TOGETHER: u32 = 3 << 20;
+/// The longest turn: so turns never keep all sessions of a thread below `TOGETHER` in this time, 390 MB/s.
+const LONGEST: Duration = Duration::from_millis(8);
 /// How often in a row a link may be too slow for its turn by chance.
 const FORGIVEN: u32 = 3;
 /// How long one that is so more often goes without, and at most: twice as long each time.
 const EXEMPTION: Duration = Duration::from_millis(100);
 const LONGEST_EXEMPTION: Duration = Duration::from_secs(60);
 
-/// The turns that all sessions of a server share.
+/// What the sessions of a thread share.
 #[derive(Debug, Clone)]
-pub(crate) struct Turns(Arc<Semaphore>);
+pub(crate) struct Turns {
+    /// A permit for each byte.
+    free: Arc<Semaphore>,
+    /// How many there are.
+    all: u32,
+}
 
 impl Turns {
-    /// All of them free.
+    /// All of it free.
     #[cfg(any(test, feature = "serve"))]
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Semaphore::new(AT_ONCE)))
+        Self::of(TOGETHER)
     }
 
-    /// A turn, if one is free: then nobody waits for it.
-    fn try_take(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.0).try_acquire_owned().ok()
+    #[cfg(any(test, feature = "serve"))]
+    pub(super) fn of(all: u32) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(all as usize)),
+            all,
+        }
     }
 
-    fn wait(&self) -> Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>> {
-        let next = Arc::clone(&self.0).acquire_owned();
+    /// So many bytes, if they are free: then nobody waits for them.
+    fn try_take(&self, bytes: u32) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.free).try_acquire_many_owned(bytes).ok()
+    }
+
+    fn wait(&self, bytes: u32) -> Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>> {
+        let next = Arc::clone(&self.free).acquire_many_owned(bytes);
         Box::pin(async move {
             match next.await {
                 Ok(permit) => permit,
@@ -53,9 +67,35 @@ impl Turns {
         })
     }
 
-    /// Whether at most one session has a turn: then it may as well go on.
-    fn is_at_most_one_taken(&self) -> bool {
-        self.0.available_permits() + 1 >= AT_ONCE
+    /// Whether nobody but who holds `permit` has a turn or waits for one: then it may as well go on.
+    fn is_alone(&self, permit: &OwnedSemaphorePermit) -> bool {
+        self.free.available_permits() + permit.num_permits() == self.all as usize
+    }
+}
+
+/// What a session says of its allowance, in bytes; see [`nbd_session::Session`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Demand {
+    /// What the first request takes that waits for an allowance.
+    needs: Option<u64>,
+    /// Whether any is on its way.
+    uses: bool,
+    /// What may still be asked for.
+    left: u64,
+}
+
+impl Demand {
+    pub(super) fn of(volume: &Volume) -> Self {
+        Self {
+            needs: volume.needs_allowance(),
+            uses: volume.uses_allowance(),
+            left: volume.allowance().unwrap_or_default(),
+        }
+    }
+
+    /// Whether long requests are under way or wait.
+    pub(super) fn is_any(&self) -> bool {
+        self.uses || self.needs.is_some()
     }
 }
 
@@ -64,6 +104,8 @@ pub(super) struct Turn {
     /// None: it has no part, and may send what it likes.
     turns: Option<Turns>,
     state: State,
+    /// What it can use in one turn, as far as the last one showed, in bytes.
+    usual: u64,
     /// How many of its turns in a row were too short for it.
     late: u32,
 }
@@ -73,7 +115,7 @@ enum State {
     Idle,
     Waiting(Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>),
     Taken {
-        _permit: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
         until: Instant,
     },
     Exempt {
@@ -87,21 +129,28 @@ impl Turn {
         Self {
             turns,
             state: State::Exempt { until: now },
+            usual: 0,
             late: 0,
         }
     }
 
-    /// What the session is to be allowed from now on, if that changes: bytes, or None for whatever it likes. It `needs`
-    /// an allowance, or `uses` what it was allowed, as [`nbd_session::Session`] says.
+    /// What the session is to be allowed from now on, if that changes: bytes, or None for whatever it likes.
     #[expect(clippy::option_option, reason = "a change, of what may be unbounded")]
-    pub(super) fn proceed(&mut self, now: Instant, needs: bool, uses: bool) -> Option<Option<u64>> {
+    pub(super) fn proceed(&mut self, now: Instant, demand: Demand) -> Option<Option<u64>> {
         let turns = self.turns.as_ref()?;
         match &mut self.state {
-            State::Taken { until, .. } if needs && turns.is_at_most_one_taken() => {
+            State::Taken { permit, until, .. }
+                if demand.needs.is_some() && turns.is_alone(permit) =>
+            {
                 *until = now + LONGEST;
-                return Some(Some(ALLOWANCE));
+                return Some(Some(turns.all.into()));
             }
-            State::Taken { .. } if !uses => {
+            State::Taken { permit, .. } if !demand.uses => {
+                let given = permit.num_permits() as u64;
+                self.usual = match demand.needs {
+                    Some(_) => 2 * given,
+                    None => given.saturating_sub(demand.left),
+                };
                 self.state = State::Idle;
                 self.late = 0;
             }
@@ -119,16 +168,18 @@ impl Turn {
                 self.state = State::Idle;
                 return Some(Some(0));
             }
-            State::Idle if needs => {}
+            State::Idle if demand.needs.is_some() => {}
             _ => return None,
         }
-        if !needs {
+        let Some(first) = demand.needs else {
             return Some(Some(0));
-        }
-        match turns.try_take() {
+        };
+        let wanted = first.max(self.usual);
+        let wanted = u32::try_from(wanted).map_or(turns.all, |bytes| bytes.min(turns.all));
+        match turns.try_take(wanted) {
             Some(permit) => Some(self.take(now, permit)),
             None => {
-                self.state = State::Waiting(turns.wait());
+                self.state = State::Waiting(turns.wait(wanted));
                 None
             }
         }
@@ -144,11 +195,12 @@ impl Turn {
 
     /// It is this session's turn; gives what it is allowed.
     pub(super) fn take(&mut self, now: Instant, permit: OwnedSemaphorePermit) -> Option<u64> {
+        let allowed = permit.num_permits() as u64;
         self.state = State::Taken {
-            _permit: permit,
+            permit,
             until: now + LONGEST,
         };
-        Some(ALLOWANCE)
+        Some(allowed)
     }
 
     /// When [`Self::proceed`] has something to say though nothing has happened.
@@ -168,108 +220,4 @@ fn exemption(nth: u32) -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::time::timeout;
-
-    use super::*;
-
-    /// A session of these turns that has just begun.
-    fn begin(turns: &Turns, now: Instant) -> Turn {
-        let mut turn = Turn::new(Some(turns.clone()), now);
-        assert_eq!(turn.proceed(now, false, false), Some(Some(0)));
-        turn
-    }
-
-    /// Sessions that have all turns, and another that waits for one.
-    async fn crowd(turns: &Turns, now: Instant) -> (Vec<Turn>, Turn) {
-        let mut busy: Vec<_> = (0..AT_ONCE).map(|_| begin(turns, now)).collect();
-        for turn in &mut busy {
-            assert_eq!(turn.proceed(now, true, false), Some(Some(ALLOWANCE)));
-        }
-        let mut late = begin(turns, now);
-        assert_eq!(late.proceed(now, true, false), None);
-        assert!(timeout(Duration::ZERO, late.come()).await.is_err());
-        (busy, late)
-    }
-
-    /// Uses a turn up and gets nothing back in time; gives when that was.
-    fn be_late(turn: &mut Turn, now: Instant) -> Instant {
-        assert_eq!(turn.proceed(now, true, false), Some(Some(ALLOWANCE)));
-        assert_eq!(turn.deadline(), Some(now + LONGEST));
-        now + LONGEST
-    }
-
-    #[tokio::test]
-    async fn who_has_no_turn_gets_that_of_the_first_whose_replies_are_there() {
-        let (turns, now) = (Turns::new(), Instant::now());
-        let (mut busy, mut late) = crowd(&turns, now).await;
-        assert_eq!(busy[1].proceed(now, true, true), None, "replies are coming");
-        assert_eq!(busy[1].proceed(now, true, false), None, "it waits again");
-        let permit = late.come().await;
-        assert_eq!(late.take(now, permit), Some(ALLOWANCE));
-        assert_eq!(busy[0].proceed(now, false, false), Some(Some(0)));
-        drop(busy[1].come().await);
-    }
-
-    #[test]
-    fn who_is_alone_goes_on_without_an_end() {
-        let (turns, now) = (Turns::new(), Instant::now());
-        let mut alone = begin(&turns, now);
-        for at in 0..100 {
-            let now = now + at * LONGEST;
-            assert_eq!(alone.proceed(now, true, true), Some(Some(ALLOWANCE)));
-        }
-        assert_eq!(alone.deadline(), Some(now + 100 * LONGEST));
-    }
-
-    #[tokio::test]
-    async fn who_is_late_by_chance_waits_again_and_leaves_the_turn_to_others() {
-        let (turns, start) = (Turns::new(), Instant::now());
-        let (mut busy, mut late) = crowd(&turns, start).await;
-        let now = start + LONGEST;
-        assert_eq!(busy[0].proceed(now, true, true), None);
-        assert_eq!(busy[0].deadline(), None);
-        let permit = late.come().await;
-        late.take(now, permit);
-    }
-
-    #[test]
-    fn who_is_late_again_and_again_goes_without_for_longer_and_longer() {
-        let (turns, mut now) = (Turns::new(), Instant::now());
-        let mut slow = begin(&turns, now);
-        for _ in 0..FORGIVEN {
-            now = be_late(&mut slow, now);
-            assert_eq!(slow.proceed(now, false, true), Some(Some(0)));
-        }
-        let mut exemptions = Vec::new();
-        for _ in 0..40 {
-            now = be_late(&mut slow, now);
-            assert_eq!(slow.proceed(now, false, true), Some(None));
-            let until = slow.deadline().unwrap();
-            exemptions.push(until - now);
-            now = until;
-            assert_eq!(slow.proceed(now, false, false), Some(Some(0)));
-        }
-        assert_eq!(exemptions[..3], [EXEMPTION, 2 * EXEMPTION, 4 * EXEMPTION]);
-        assert_eq!(exemptions[39], LONGEST_EXEMPTION);
-        assert_eq!(slow.proceed(now, true, false), Some(Some(ALLOWANCE)));
-        assert_eq!(slow.proceed(now, false, false), Some(Some(0)), "in time");
-        now = be_late(&mut slow, now);
-        assert_eq!(slow.proceed(now, false, true), Some(Some(0)), "forgiven");
-    }
-
-    #[tokio::test]
-    async fn sessions_that_end_leave_their_turns_to_others() {
-        let (turns, now) = (Turns::new(), Instant::now());
-        drop(crowd(&turns, now).await);
-        assert_eq!(turns.0.available_permits(), AT_ONCE);
-    }
-
-    #[test]
-    fn without_turns_everything_is_allowed() {
-        let now = Instant::now();
-        let mut turn = Turn::new(None, now);
-        assert_eq!(turn.proceed(now, true, true), None);
-        assert_eq!(turn.deadline(), None, "nothing will ever change that");
-    }
-}
+mod tests;

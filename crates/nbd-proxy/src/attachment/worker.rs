@@ -25,7 +25,7 @@ use super::{
     polling::Polling,
     recording::Recording,
     steps::Finished,
-    turns::Turn,
+    turns::{Demand, Turn},
 };
 use crate::{
     audit::Event as AuditEvent,
@@ -141,7 +141,7 @@ impl Worker {
         self.follow_up(Instant::now());
         while !self.life.over {
             // Long requests are in a row, and a wake more or less is little beside them.
-            let has_long = self.volume.needs_allowance() || self.volume.uses_allowance();
+            let has_long = Demand::of(&self.volume).is_any();
             let event = polling.wait(!has_long, self.next_event()).await;
             let now = Instant::now();
             self.apply(now, event);
@@ -340,8 +340,8 @@ impl Worker {
 
     /// Takes and leaves turns.
     fn proceed_in_turn(&mut self, now: Instant) {
-        let (needs, uses) = (self.volume.needs_allowance(), self.volume.uses_allowance());
-        if let Some(allowed) = self.turn.proceed(now, needs, uses) {
+        let demand = Demand::of(&self.volume);
+        if let Some(allowed) = self.turn.proceed(now, demand) {
             self.volume.allow(now, allowed);
         }
     }

@@ -47,7 +47,7 @@ impl Registry {
     ) -> Self {
         let (sender, version) = watch::channel(0);
         let sender = Arc::new(sender);
-        let room = Room::new(&config.serve.limits);
+        let room = Room::new(&config.serve.limits, runtimes);
         let slots = (0..config.configurations.len())
             .map(|index| {
                 let slot = Slot::new(
@@ -104,6 +104,18 @@ impl Registry {
                 names.join(", ")
             ),
         }
+    }
+
+    /// Bytes that the machine has read and written in the sessions that there are.
+    pub(super) fn moved(&self) -> u64 {
+        let attachments = self.slots.iter().filter_map(|slot| slot.attachment());
+        attachments
+            .map(|attachment| {
+                let status = attachment.status();
+                let status = status.borrow();
+                status.bytes_read.wrapping_add(status.bytes_written)
+            })
+            .fold(0, u64::wrapping_add)
     }
 
     /// Grows after any slot's [`Slot::changes`] has changed.

@@ -19,13 +19,17 @@ impl Session {
         self.pump(now);
     }
 
-    /// Whether requests wait for nothing but an allowance.
-    pub fn needs_allowance(&self) -> bool {
-        let link = self.link.as_ref().filter(|link| link.is_serving());
-        let waiting = link.zip(self.requests.first_waiting());
-        waiting.is_some_and(|(link, request)| {
-            !self.is_allowed(link, &request.command) && link.fits(&request.command, &self.config)
-        })
+    /// What is left of the allowance, in bytes; None: it has no end.
+    pub fn allowance(&self) -> Option<u64> {
+        self.allowance
+    }
+
+    /// What the first request takes, in bytes, that waits for nothing but an allowance.
+    pub fn needs_allowance(&self) -> Option<u64> {
+        let link = self.link.as_ref().filter(|link| link.is_serving())?;
+        let command = &self.requests.first_waiting()?.command;
+        let waits = !self.is_allowed(link, command) && link.fits(command, &self.config);
+        waits.then(|| link.cost(command))
     }
 
     /// Whether requests that needed an allowance are on their way.

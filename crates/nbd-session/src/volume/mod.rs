@@ -188,8 +188,13 @@ impl Volume {
         self.absorb(now);
     }
 
+    /// See [`Session::allowance`].
+    pub fn allowance(&self) -> Option<u64> {
+        self.session.allowance()
+    }
+
     /// See [`Session::needs_allowance`].
-    pub fn needs_allowance(&self) -> bool {
+    pub fn needs_allowance(&self) -> Option<u64> {
         self.session.needs_allowance()
     }
 

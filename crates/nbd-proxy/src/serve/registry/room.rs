@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    runtime::{Handle, Id},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 
 use crate::{
     attachment::{Settings, Turns},
@@ -20,7 +23,8 @@ pub(super) struct Room {
     places: Arc<Semaphore>,
     most: usize,
     memory: Arc<Memory>,
-    turns: Turns,
+    /// Of each runtime.
+    turns: Arc<[(Id, Turns)]>,
 }
 
 /// What one session has of it.
@@ -30,12 +34,14 @@ pub(super) struct Seated {
 }
 
 impl Room {
-    pub(super) fn new(limits: &ServeLimits) -> Self {
+    pub(super) fn new(limits: &ServeLimits, runtimes: &[Handle]) -> Self {
         Self {
             places: Arc::new(Semaphore::new(limits.sessions)),
             most: limits.sessions,
             memory: Memory::new(limits.memory, limits.sessions),
-            turns: Turns::new(),
+            turns: (runtimes.iter())
+                .map(|runtime| (runtime.id(), Turns::new()))
+                .collect(),
         }
     }
 
@@ -49,7 +55,8 @@ impl Room {
         })
     }
 
-    /// Sees to it that a session has no more in memory than there is for it, and takes turns with the others.
+    /// Sees to it that a session has no more in memory than there is for it, and takes turns with the others of the
+    /// runtime within which this is called.
     pub(super) fn seat(
         &self,
         settings: &mut Settings,
@@ -60,7 +67,9 @@ impl Room {
         if memory.bytes() < wanted {
             settings.limits = settings.limits.within(memory.bytes());
         }
-        settings.turns = Some(self.turns.clone());
+        let here = Handle::current().id();
+        let turns = self.turns.iter().find(|(runtime, _)| *runtime == here);
+        settings.turns = turns.map(|(_, turns)| turns.clone());
         Seated {
             _place: place,
             _memory: memory,
