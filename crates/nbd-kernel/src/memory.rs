@@ -21,6 +21,17 @@ pub fn keep_freed(kept: usize) {
     let _ = kept;
 }
 
+/// Gives back to the kernel what is freed and was kept. Takes about a millisecond for 16 MiB, in which nothing is
+/// allocated.
+#[allow(unsafe_code)]
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) takes a number, and gives back what nobody has.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// The longest piece that the heap is made to give, in bytes: glibc takes no more where addresses have 32 bits.
 #[cfg(target_env = "gnu")]
 const LARGEST: libc::c_int = match cfg!(target_pointer_width = "64") {

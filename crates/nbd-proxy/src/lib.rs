@@ -67,7 +67,7 @@ use tokio::runtime::{Builder, Runtime};
 /// How much freed memory stays for what comes next, in bytes: about what is on its way at a time.
 const KEPT_BY_FILTER: usize = 512 << 10;
 #[cfg(feature = "serve")]
-const KEPT_BY_SERVER: usize = 4 << 20;
+const KEPT_BY_SERVER: usize = 16 << 20;
 #[cfg(feature = "serve")]
 const KEPT_BY_SHARE: usize = 16 << 20;
 

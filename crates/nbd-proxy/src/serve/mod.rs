@@ -6,6 +6,7 @@ mod auth;
 mod events;
 mod following;
 mod http;
+mod idle;
 mod limits;
 mod links;
 mod listen;
@@ -248,6 +249,7 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
     print_address(scheme, first, server.auth.token());
     service::ready(&listening);
     tokio::spawn(service::keep_alive());
+    tokio::spawn(idle::watch(Arc::clone(&server)));
 
     let (signal, leave) = tokio::select! {
         signal = signals.next() => (signal, args.keep_sessions),
