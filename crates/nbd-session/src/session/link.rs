@@ -266,6 +266,11 @@ impl Link {
         carried.min((held(config) / 3 * 2).saturating_sub(self.in_flight))
     }
 
+    /// The highest rate lately, in bytes a second.
+    pub(super) fn rate(&self) -> u64 {
+        self.pace.rate()
+    }
+
     /// What the line carries in about a round trip, in bytes, as far as that may be asked for.
     pub(super) fn reach(&self, config: &SessionConfig) -> u64 {
         self.most(config) / 3 * 2

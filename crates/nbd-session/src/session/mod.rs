@@ -235,6 +235,12 @@ impl Session {
         self.requests.cancel(request)
     }
 
+    /// The highest rate lately at which the link brought what was asked for, in bytes a second; 0 without a link.
+    pub fn rate(&self) -> u64 {
+        let link = self.link.as_ref().filter(|link| link.is_serving());
+        link.map_or(0, Link::rate)
+    }
+
     /// What the link carries in about a round trip, in bytes, as far as it may be asked for; 0 without a link.
     pub fn reach(&self) -> u64 {
         let link = self.link.as_ref().filter(|link| link.is_serving());

@@ -85,12 +85,17 @@ impl Pace {
         self.rates[0] = self.rates[0].max(u64::try_from(rate).unwrap_or(u64::MAX));
     }
 
+    /// The highest rate of the last five to ten seconds, in bytes a second.
+    pub(super) fn rate(&self) -> u64 {
+        let [now, before] = self.rates;
+        now.max(before)
+    }
+
     /// How much should be on its way, in bytes.
     pub(super) fn budget(&self) -> u64 {
-        let [now, before] = self.rates;
         let time = 2 * self.round_trip.unwrap_or_default() + WORK;
         let time = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        (now.max(before).saturating_mul(time) / 1_000_000).max(FLOOR)
+        (self.rate().saturating_mul(time) / 1_000_000).max(FLOOR)
     }
 }
 

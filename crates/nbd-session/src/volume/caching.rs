@@ -19,6 +19,9 @@ const REGIONS: (u64, u64) = (64 << 10, 128 << 10);
 /// ... and which part of what the link carries in a round trip it may be.
 const PART: u64 = 16;
 
+/// A link that carries more, in bytes a second, brings at once what is asked for again.
+const AT_ONCE: u64 = 100_000_000;
+
 /// The memory of a read-only disk.
 #[derive(Debug)]
 pub(super) struct Caching {
@@ -60,7 +63,7 @@ impl Volume {
         let Some(caching) = &mut self.caching else {
             return false;
         };
-        let gaps = caching.cache.wait(part, range.clone());
+        let gaps = caching.cache.wait(part, range.clone(), in_a_row);
         let is_near = !in_a_row && !gaps.is_empty();
         self.demand(now, part, gaps);
         if is_near {
@@ -147,6 +150,13 @@ impl Volume {
             if !is_stored(self.keep.as_ref(), &gap) {
                 self.load(now, &gap, Origin::Near, None);
             }
+        }
+    }
+
+    /// What the link carries decides what is worth keeping.
+    pub(super) fn weigh_memory(&mut self) {
+        if let Some(caching) = &mut self.caching {
+            caching.cache.be_forgetful(self.session.rate() > AT_ONCE);
         }
     }
 

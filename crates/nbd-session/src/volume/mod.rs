@@ -116,6 +116,7 @@ impl Volume {
     /// See [`Session::handle_data`].
     pub fn handle_data(&mut self, now: Instant, link: LinkId, data: Bytes) {
         self.session.handle_data(now, link, data);
+        self.weigh_memory();
         self.disturb_keep(now);
         self.absorb(now);
         self.read_ahead(now);

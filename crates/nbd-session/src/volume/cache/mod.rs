@@ -1,10 +1,12 @@
 //! What of a read-only image is in memory, or on its way there, in segments: what was asked for at a time.
 //!
 //! A read waits for the segments that have its bytes, whoever had asked for them, and only for its own bytes of each:
-//! they are handed out as they arrive. What was read once in a row is given up first, since nobody comes back for it;
-//! then what was not read for the longest time. Bytes on their way count, but are never given up.
+//! they are handed out as they arrive. What was read once in a row is given up first, since nobody comes back for it, and
+//! at once where the link would bring it again at once; then what was not read for the longest time. Bytes on their way
+//! count, but are never given up.
 
 mod locality;
+mod ranks;
 mod streams;
 
 use std::collections::BTreeMap;
@@ -17,6 +19,7 @@ use nbd::wire::Errno;
 
 use crate::session::RequestId;
 pub(super) use locality::Locality;
+use ranks::{Rank, Ranks};
 pub(super) use streams::Streams;
 
 /// What a segment takes besides its bytes.
@@ -24,6 +27,9 @@ const OVERHEAD: u64 = 256;
 /// An answer that is a smaller part of a piece than this gets memory of its own: whoever is slow to take it would keep
 /// the whole piece in memory.
 const PINNED: usize = 8;
+/// How much is kept of what nobody comes back for where it can be had again at once, in bytes: memory that is used again
+/// soon is in the processor's caches.
+const SPENT: u64 = 512 << 10;
 
 /// Segments of one image.
 #[derive(Debug)]
@@ -36,13 +42,10 @@ pub(super) struct Cache {
     /// What is on its way: offsets of segments.
     loading: HashMap<RequestId, u64>,
     waiters: HashMap<RequestId, Waiter>,
-    /// Offsets of segments that are here, in the order in which they are given up.
-    ranks: BTreeMap<Rank, u64>,
-    next_rank: u64,
+    ranks: Ranks,
+    /// What is given up can be had again at once.
+    is_forgetful: bool,
 }
-
-/// Whether it is still of use, and when it was used last.
-type Rank = (bool, u64);
 
 #[derive(Debug)]
 struct Segment {
@@ -52,6 +55,8 @@ struct Segment {
     /// None while it is on its way.
     rank: Option<Rank>,
     origin: Origin,
+    /// It was read to its end, in a row.
+    is_spent: bool,
     /// Who waits for some of it.
     waiting: Vec<RequestId>,
 }
@@ -71,6 +76,7 @@ pub(super) enum Origin {
 #[derive(Debug)]
 struct Waiter {
     range: Range<u64>,
+    in_a_row: bool,
     /// How many segments it waits for.
     missing: usize,
     /// What it has, by offset.
@@ -107,14 +113,19 @@ impl Cache {
             segments: BTreeMap::new(),
             loading: HashMap::default(),
             waiters: HashMap::default(),
-            ranks: BTreeMap::new(),
-            next_rank: 0,
+            ranks: Ranks::default(),
+            is_forgetful: false,
         }
     }
 
     /// How much it may hold, in bytes.
     pub(super) fn limit(&self) -> u64 {
         self.limit
+    }
+
+    /// Whether what is given up can be had again at once.
+    pub(super) fn be_forgetful(&mut self, is_forgetful: bool) {
+        self.is_forgetful = is_forgetful;
     }
 
     /// All of `range`, if it is here. `in_a_row`: nobody will come back for what is read to its end.
@@ -133,14 +144,21 @@ impl Cache {
             at = end;
         }
         self.touch(range, in_a_row);
+        self.evict();
         Some(Found { data, near })
     }
 
     /// A part will wait for `range`, which is not here as a whole. Gives what has to be asked for: see
-    /// [`Self::begin`].
-    pub(super) fn wait(&mut self, part: RequestId, range: Range<u64>) -> Vec<Range<u64>> {
+    /// [`Self::begin`]. `in_a_row` as for [`Self::find`].
+    pub(super) fn wait(
+        &mut self,
+        part: RequestId,
+        range: Range<u64>,
+        in_a_row: bool,
+    ) -> Vec<Range<u64>> {
         let waiter = Waiter {
             range: range.clone(),
+            in_a_row,
             missing: 0,
             pieces: BTreeMap::new(),
         };
@@ -200,6 +218,7 @@ impl Cache {
             data: Payload::new(),
             rank: None,
             origin,
+            is_spent: false,
             waiting: part.into_iter().collect(),
         };
         self.segments.insert(range.start, segment);
@@ -270,11 +289,9 @@ impl Cache {
                     segment.data = data;
                 }
                 let data = segment.data.clone();
-                let rank = (true, self.next_rank);
-                segment.rank = Some(rank);
-                self.ranks.insert(rank, start);
-                self.next_rank += 1;
                 let served = self.hand_out(start);
+                let segment = self.segments.get_mut(&start)?;
+                segment.rank = Some(self.ranks.insert(start, length, !segment.is_spent));
                 self.evict();
                 let offset = start;
                 Some((Landed::Here { offset, data }, served))
@@ -340,6 +357,7 @@ impl Cache {
             if wanted.end > here {
                 return true;
             }
+            segment.is_spent |= waiter.in_a_row && wanted.end == end;
             let mut piece = Payload::new();
             append(
                 &mut piece,
@@ -372,20 +390,20 @@ impl Cache {
         {
             let end = start + u64::from(segment.length);
             if let Some(rank) = &mut segment.rank {
-                self.ranks.remove(rank);
-                *rank = (!in_a_row || end > range.end, self.next_rank);
-                self.ranks.insert(*rank, *start);
-                self.next_rank += 1;
+                self.ranks.remove(*rank, segment.length);
+                let is_of_use = !in_a_row || end > range.end;
+                *rank = self.ranks.insert(*start, segment.length, is_of_use);
             }
             at = end.max(at + 1);
         }
     }
 
     fn evict(&mut self) {
-        while self.bytes > self.limit
-            && let Some((_, start)) = self.ranks.pop_first()
+        while let Some((rank, start)) = self.ranks.first()
+            && (self.bytes > self.limit || self.is_forgetful && self.ranks.spent() > SPENT)
             && let Some(segment) = self.segments.remove(&start)
         {
+            self.ranks.remove(rank, segment.length);
             self.bytes -= u64::from(segment.length) + OVERHEAD;
         }
     }

@@ -13,7 +13,7 @@ fn bytes(range: &Range<u64>) -> Bytes {
 fn loading(range: &Range<u64>, wanted: Option<Range<u64>>) -> Cache {
     let mut cache = Cache::new(64 * KIB);
     let part = wanted.map(|wanted| {
-        assert!(!cache.wait(RequestId(100), wanted).is_empty());
+        assert!(!cache.wait(RequestId(100), wanted, false).is_empty());
         RequestId(100)
     });
     cache.begin(RequestId(1), range, Origin::Demand, part);
@@ -61,7 +61,7 @@ fn what_comes_again_after_a_loss_is_known() {
 fn a_part_takes_what_is_here_and_waits_for_the_rest() {
     let mut cache = loading(&(4 * KIB..8 * KIB), None);
     fill(&mut cache, 2, &(0..2 * KIB));
-    let gaps = cache.wait(RequestId(100), KIB..9 * KIB);
+    let gaps = cache.wait(RequestId(100), KIB..9 * KIB, false);
     assert_eq!(gaps, [2 * KIB..4 * KIB, 8 * KIB..9 * KIB]);
     for (request, gap) in (3..).zip(&gaps) {
         let part = Some(RequestId(100));
@@ -80,7 +80,7 @@ fn a_part_takes_what_is_here_and_waits_for_the_rest() {
 #[test]
 fn who_wanted_less_than_what_failed_asks_again_and_who_wanted_all_fails() {
     let mut cache = loading(&(0..8 * KIB), Some(0..8 * KIB));
-    assert!(cache.wait(RequestId(101), KIB..2 * KIB).is_empty());
+    assert!(cache.wait(RequestId(101), KIB..2 * KIB, false).is_empty());
     let Some((Landed::Failed { range, waiting }, _)) = cache.land(RequestId(1), Err(Errno::EIO))
     else {
         panic!("it landed")
@@ -141,4 +141,55 @@ fn a_small_answer_does_not_keep_a_large_piece_in_memory() {
     let piece = at(&cache.segments[&0].data);
     assert_ne!(at(&small), piece);
     assert_eq!(at(&large), piece);
+}
+
+/// A cache of four segments of 256 KiB that were read in a row: two once they were here, two as they came.
+fn read_in_a_row(is_forgetful: bool) -> Cache {
+    const LENGTH: u64 = 256 * KIB;
+    let mut cache = Cache::new(64 * LENGTH);
+    cache.be_forgetful(is_forgetful);
+    for number in 0..4 {
+        let range = number * LENGTH..(number + 1) * LENGTH;
+        let part = RequestId(100 + number);
+        if number < 2 {
+            assert!(fill(&mut cache, number, &range).is_empty());
+            assert!(cache.find(&range, true).is_some());
+        } else {
+            assert_eq!(cache.wait(part, range.clone(), true).len(), 1);
+            cache.begin(RequestId(number), &range, Origin::Demand, Some(part));
+            let data = Payload::from(bytes(&range));
+            let (_, served) = cache.land(RequestId(number), Ok(data)).unwrap();
+            assert_eq!(served[0].1.to_bytes(), bytes(&range));
+        }
+    }
+    cache
+}
+
+#[test]
+fn what_was_read_in_a_row_stays_while_there_is_room_for_it() {
+    let mut cache = read_in_a_row(false);
+    assert!(has(&mut cache, 0..1024 * KIB));
+}
+
+#[test]
+fn of_what_was_read_in_a_row_little_stays_where_it_can_be_had_again_at_once() {
+    let mut cache = read_in_a_row(true);
+    assert!(!has(&mut cache, 0..1));
+    assert!(!has(&mut cache, 512 * KIB - 1..512 * KIB));
+    assert!(has(&mut cache, 512 * KIB..1024 * KIB));
+    assert_eq!(cache.bytes, 2 * (256 * KIB + OVERHEAD));
+}
+
+#[test]
+fn what_may_be_of_use_stays_also_where_it_can_be_had_again_at_once() {
+    let mut cache = Cache::new(1024 * KIB);
+    cache.be_forgetful(true);
+    for number in 0..8 {
+        let range = number * 64 * KIB..(number + 1) * 64 * KIB;
+        fill(&mut cache, number, &range);
+        // Not to its end, or not in a row.
+        let end = range.end - number % 2;
+        assert!(cache.find(&(range.start..end), number % 2 == 1).is_some());
+    }
+    assert!(has(&mut cache, 0..512 * KIB));
 }
