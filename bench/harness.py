@@ -106,6 +106,7 @@ class Bench:
 
     program: pathlib.Path
     sink: pathlib.Path
+    reader: pathlib.Path
     small: pathlib.Path
     quick: bool
     place: pathlib.Path

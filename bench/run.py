@@ -39,9 +39,10 @@ QUESTIONS = {
 def build():
     """The programs that are measured, as they are released."""
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    for words in ["--release", "--release --example sink", "--profile small --no-default-features"]:
+    for words in ["--release", "--release --example sink --example reader", "--profile small --no-default-features"]:
         output("cargo", "build", "--quiet", "-p", "nbd-proxy", *words.split(), cwd=ROOT, timeout=3600)
-    return target / "release/nbd-proxy", target / "release/examples/sink", target / "small/nbd-proxy"
+    examples = target / "release/examples"
+    return target / "release/nbd-proxy", examples / "sink", examples / "reader", target / "small/nbd-proxy"
 
 
 def machine():

@@ -1,4 +1,6 @@
-"""Several sessions at once, each read by a reader of its own; large images; and a session that was read a lot."""
+"""Several sessions at once, read by one program that takes what comes into memory that it uses again and again
+(`reader`), and by fio, each of whose threads has 2 MiB of its own; large images; and a session that was read a lot.
+"""
 
 import contextlib
 import json
@@ -14,17 +16,20 @@ TITLE = "How it grows"
 COUNTS = [1, 4, 16, 64]
 
 
-def together(paths, seconds):
-    """Bytes a second of each device, all read at once by one fio: in a row, over and over, 8 requests of 256 KiB each.
-    Its threads share a process, so that more of them cost the machine little besides what they read.
-    """
+def by_reader(bench, paths, seconds):
+    """Bytes a second of each device, all read at once: in a row, over and over, 8 requests of 256 KiB each."""
+    return [int(line) for line in output(bench.reader, seconds, *paths).split()]
+
+
+def by_fio(_, paths, seconds):
+    """The same, by one fio, whose threads share a process."""
     jobs = [word for path in paths for word in ("--name=r", f"--uri={uri(path)}")]
     text = output("fio", "--thread", "--ioengine=nbd", "--rw=read", "--bs=256k", "--iodepth=8", "--time_based",
                   f"--runtime={seconds}", "--output-format=json", *jobs)
     return [job["read"]["bw_bytes"] for job in json.loads(text[text.index("{"):])["jobs"]]
 
 
-def rates(bench, count, image, seconds):
+def rates(bench, read, count, image, seconds):
     """Bytes a second of each of so many sessions, read at once."""
     folder = bench.folder()
     named = {str(n): {"device": f"unix:{folder}/{n}.sock", "cache": 0} for n in range(count)}
@@ -33,13 +38,13 @@ def rates(bench, count, image, seconds):
         server.folder = folder
         for name in named:
             stack.enter_context(share(bench, server, image, name))
-        return together([server.device(name) for name in named], seconds)
+        return read(bench, [server.device(name) for name in named], seconds)
 
 
-def nbdkit_rates(bench, count, image, seconds):
+def nbdkit_rates(bench, read, count, image, seconds):
     """The same of so many nbdkits."""
     with contextlib.ExitStack() as stack:
-        return together([stack.enter_context(nbdkit(image, bench.folder()))[0] for _ in range(count)], seconds)
+        return read(bench, [stack.enter_context(nbdkit(image, bench.folder()))[0] for _ in range(count)], seconds)
 
 
 def attach_seconds(bench, size):
@@ -71,27 +76,46 @@ def used_and_new(bench, seconds):
         return in_turn(bench.rounds, lambda: microseconds(path, pid, seconds), new)
 
 
+def at_once(bench, read, image, seconds):
+    """For each number of sessions their rate together and the share of the slowest, and the rate of as many nbdkits; all
+    take turns.
+    """
+    counts = COUNTS[:2] if bench.quick else COUNTS
+    ours, theirs = {count: [] for count in counts}, {count: [] for count in counts}
+    for _ in range(1 if bench.quick else 3):
+        for count in counts:
+            ours[count].append(rates(bench, read, count, image, seconds))
+            theirs[count].append(nbdkit_rates(bench, read, count, image, seconds))
+
+    def total(rounds):
+        return statistics.median(map(sum, rounds)) / 1e6
+
+    def fairness(rounds):
+        return statistics.median(min(one) / statistics.mean(one) for one in rounds)
+
+    return [(count, total(ours[count]), fairness(ours[count]), total(theirs[count])) for count in counts]
+
+
+def grown(bench, read, image, seconds, how="", target=None):
+    """The rows of that."""
+    found = at_once(bench, read, image, seconds)
+    best, their_best = max(total for _, total, _, _ in found), max(total for *_, total in found)
+
+    def row(count, what, total, most, target=None):
+        return Row(f"{count} {what}{'s' * (count > 1)} at once{how}", total, "MB/s", "the best of these", most, target)
+
+    yield from (row(count, "session", total, best, target) for count, total, _, _ in found)
+    yield from (row(count, "nbdkit", total, their_best) for count, *_, total in found)
+    for count, _, fairness, _ in found[1:]:
+        yield Row(f"the slowest of {count}, of their mean{how}", fairness, "", "", target=("at least", 0.5))
+
+
 def run(bench):
     seconds = 1 if bench.quick else 4
     image = bench.place / "medium"
     noise(image, 64 * MIB)
-    counts = COUNTS[:2] if bench.quick else COUNTS
-    totals, theirs, fairness = {}, {}, {}
-    for count in counts:
-        each, others = [], []
-        for _ in range(1 if bench.quick else 3):
-            each.append(rates(bench, count, image, seconds))
-            others.append(nbdkit_rates(bench, count, image, seconds))
-        totals[count] = statistics.median(map(sum, each)) / 1e6
-        theirs[count] = statistics.median(map(sum, others)) / 1e6
-        fairness[count] = statistics.median(min(one) / statistics.mean(one) for one in each)
-    best, their_best = max(totals.values()), max(theirs.values())
-    rows = [Row(f"{count} session{'s' * (count > 1)} at once", totals[count], "MB/s", "the best of these", best, ("at least", 0.9))
-            for count in counts]
-    rows += [Row(f"{count} nbdkit{'s' * (count > 1)} at once", theirs[count], "MB/s", "the best of these", their_best)
-             for count in counts]
-    rows += [Row(f"the slowest of {count}, of their mean", fairness[count], "", "", target=("at least", 0.5))
-             for count in counts[1:]]
+    rows = [*grown(bench, by_reader, image, seconds, target=("at least", 0.9)),
+            *grown(bench, by_fio, image, seconds, how=", read by fio")]
     large = statistics.median(attach_seconds(bench, 100 * GIB) for _ in range(bench.rounds))
     small = statistics.median(attach_seconds(bench, MIB) for _ in range(bench.rounds))
     rows.append(Row("attaching 100 GiB, sparse", large * 1000, "ms", "1 MiB", small * 1000, ("at most", 1.5)))

@@ -11,7 +11,7 @@ use std::{
     os::unix::net::UnixStream,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -41,12 +41,16 @@ thread_local! {
     static INPUT: RefCell<BytesMut> = RefCell::default();
 }
 
+/// Nothing more is to be asked.
+static ENOUGH: AtomicBool = AtomicBool::new(false);
+
 /// A device, and what is asked of it next.
 struct Device {
     stream: UnixStream,
     transmission: Transmission,
     size: u64,
     asked: u64,
+    answered: u64,
     count: Arc<AtomicU64>,
 }
 
@@ -79,9 +83,9 @@ fn main() -> Result<(), Failure> {
     let before = read();
     thread::sleep(Duration::from_secs(seconds));
     let (after, took) = (read(), start.elapsed());
-    // A thread ends only where something has failed.
-    if let Some(failed) = running.into_iter().find(thread::JoinHandle::is_finished) {
-        failed.join().map_err(|_| "a thread panicked")??;
+    ENOUGH.store(true, Ordering::Relaxed);
+    for thread in running {
+        thread.join().map_err(|_| "a thread panicked")??;
     }
     for (before, after) in before.into_iter().zip(after) {
         println!(
@@ -116,21 +120,20 @@ fn connect(path: &str) -> Result<Device, Failure> {
         transmission,
         size: export.size,
         asked: 0,
+        answered: 0,
         count: Arc::default(),
     })
 }
 
 fn read_all(devices: Vec<Device>) -> Result<(), Failure> {
-    Builder::new_current_thread()
-        .enable_all()
-        .build()?
-        .block_on(async {
-            let mut reading: JoinSet<_> = devices.into_iter().map(read_one).collect();
-            match reading.join_next().await {
-                Some(ended) => ended?,
-                None => std::future::pending().await,
-            }
-        })
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut reading: JoinSet<_> = devices.into_iter().map(read_one).collect();
+        while let Some(ended) = reading.join_next().await {
+            ended??;
+        }
+        Ok(())
+    })
 }
 
 async fn read_one(mut device: Device) -> Result<(), Failure> {
@@ -147,6 +150,12 @@ async fn read_one(mut device: Device) -> Result<(), Failure> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error.into()),
             }
+        }
+        if device.asked == device.answered {
+            let mut farewell = Vec::new();
+            device.transmission.disconnect(&mut farewell);
+            device.stream.write_all(&farewell.concat())?;
+            return Ok(());
         }
         stream.readable().await?;
         INPUT.with_borrow_mut(|input| device.take(&stream, input, &mut requests))?;
@@ -194,7 +203,10 @@ impl Device {
                 }
                 ReplyEvent::Done { result, .. } => {
                     result.map_err(|failure| failure.to_string())?;
-                    self.ask(requests)?;
+                    self.answered += 1;
+                    if !ENOUGH.load(Ordering::Relaxed) {
+                        self.ask(requests)?;
+                    }
                 }
                 ReplyEvent::Hole { .. } | ReplyEvent::BlockStatus { .. } => {}
             }
