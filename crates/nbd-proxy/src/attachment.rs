@@ -68,7 +68,7 @@ impl Limits {
         max_in_flight: 384 << 10,
         cache: 0,
         // More requests than the link takes at once only wait.
-        device_memory: 512 << 10,
+        device_memory: 384 << 10,
     };
     /// Big requests, since a browser's reads cost about the same whatever their size.
     #[cfg(feature = "serve")]
