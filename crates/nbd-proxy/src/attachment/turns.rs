@@ -2,9 +2,8 @@
 //!
 //! What is on its way goes through the memory of this machine, and the copies of it are much cheaper while it stays in
 //! the processor's caches (`docs/performance.md`). So the sessions of a thread share a number of bytes. Each takes what
-//! it can use, as much as there is where it asks for a lot at a time, and who waits longest is next. Nothing is to be
-//! gained where a link is slow: one that is too slow for its turns goes without them, so that neither it holds up the
-//! others nor they it.
+//! it can use, up to half of them, and who waits longest is next. Nothing is to be gained where a link is slow: one that
+//! is too slow for its turns goes without them, so that neither it holds up the others nor they it.
 
 use std::{
     future::pending,
@@ -17,10 +16,9 @@ use nbd_session::Volume;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What may be on its way to all sessions of a thread together, in bytes: not much more than a processor's own cache.
-/// Less, and changing from one session to the next costs more than is saved.
-const TOGETHER: u32 = 3 << 20;
-/// The longest turn: so turns never keep all sessions of a thread below `TOGETHER` in this time, 390 MB/s.
-const LONGEST: Duration = Duration::from_millis(8);
+const TOGETHER: u32 = 4 << 20;
+/// How long a turn may take: so turns never keep all sessions of a thread below `TOGETHER` in this time, 520 MB/s.
+const TIME: Duration = Duration::from_millis(8);
 /// How often in a row a link may be too slow for its turn by chance.
 const FORGIVEN: u32 = 3;
 /// How long one that is so more often goes without, and at most: twice as long each time.
@@ -65,6 +63,11 @@ impl Turns {
                 Err(_) => pending().await,
             }
         })
+    }
+
+    /// What one session may have of them. Two have long turns at a time, so that one has begun while the other ends.
+    fn longest(&self) -> u32 {
+        self.all / 2
     }
 
     /// Whether nobody but who holds `permit` has a turn or waits for one: then it may as well go on.
@@ -142,7 +145,7 @@ impl Turn {
             State::Taken { permit, until, .. }
                 if demand.needs.is_some() && turns.is_alone(permit) =>
             {
-                *until = now + LONGEST;
+                *until = now + TIME;
                 return Some(Some(turns.all.into()));
             }
             State::Taken { permit, .. } if !demand.uses => {
@@ -175,7 +178,8 @@ impl Turn {
             return Some(Some(0));
         };
         let wanted = first.max(self.usual);
-        let wanted = u32::try_from(wanted).map_or(turns.all, |bytes| bytes.min(turns.all));
+        let longest = turns.longest();
+        let wanted = u32::try_from(wanted).map_or(longest, |bytes| bytes.min(longest));
         match turns.try_take(wanted) {
             Some(permit) => Some(self.take(now, permit)),
             None => {
@@ -198,7 +202,7 @@ impl Turn {
         let allowed = permit.num_permits() as u64;
         self.state = State::Taken {
             permit,
-            until: now + LONGEST,
+            until: now + TIME,
         };
         Some(allowed)
     }

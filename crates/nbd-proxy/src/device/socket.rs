@@ -13,6 +13,7 @@ use std::{
 
 use nbd::{Export, server::Handshake};
 use place::SocketFile;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -35,6 +36,9 @@ const MAX_CLIENTS: usize = 64;
 static FAILED_ACCEPTS: Kind = Kind::new();
 static REFUSED_CLIENTS: Kind = Kind::new();
 static DROPPED_CLIENTS: Kind = Kind::new();
+/// What the kernel may keep that a client of a Unix socket did not take yet, in bytes; it doubles that for what it needs
+/// itself (socket(7)). A reply of 256 KiB fits. With what is usual it was sent in two parts, and waited in between.
+const SEND_BUFFER: usize = 192 << 10;
 /// How long nothing is accepted after the system refused to (no file descriptors, for one).
 const PAUSE: Duration = Duration::from_millis(100);
 /// How long a client that has just hung up may take to be seen gone: `nbdcopy … && nbd-proxy eject` is to work.
@@ -147,14 +151,12 @@ pub(crate) async fn attach_tcp(
         Some(files) => Some(Guard::new(files).await?),
         None => None,
     };
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => DeviceError::Refused(format!(
-                "something listens on {address} already; end it, or choose another port for the device"
-            )),
-            _ => DeviceError::io(format!("listen on tcp:{address}"))(error),
-        })?;
+    let listener = tcp::listen(address).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => DeviceError::Refused(format!(
+            "something listens on {address} already; end it, or choose another port for the device"
+        )),
+        _ => DeviceError::io(format!("listen on tcp:{address}"))(error),
+    })?;
     let address = listener
         .local_addr()
         .map_err(DeviceError::io("tell a socket's address"))?;
@@ -222,6 +224,7 @@ impl Acceptor {
         match &self.listener {
             Listener::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
+                let _ = set_socket_send_buffer_size(&stream, SEND_BUFFER);
                 let peer = describe_peer(&stream);
                 self.welcome(stream, peer);
             }

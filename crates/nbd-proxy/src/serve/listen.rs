@@ -49,10 +49,10 @@ pub(super) fn addresses(
 }
 
 /// Listens on all of them.
-pub(super) async fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+pub(super) fn bind(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
     let mut listeners = Vec::with_capacity(addresses.len());
     for address in addresses {
-        let listener = TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        let listener = tcp::listen(*address).map_err(|error| match error.kind() {
             io::ErrorKind::AddrInUse => anyhow::anyhow!(
                 "can't listen on {address}: something listens there already; end it, or choose another port with --listen"
             ),

@@ -216,7 +216,7 @@ pub(crate) async fn run(prepared: Prepared) -> anyhow::Result<ExitCode> {
         control_path,
     } = prepared;
     let listeners = match passed {
-        passed if passed.is_empty() => listen::bind(&addresses).await?,
+        passed if passed.is_empty() => listen::bind(&addresses)?,
         passed => listen::adopt(passed)?,
     };
     let control = ControlListener::bind(&control_path).await?;

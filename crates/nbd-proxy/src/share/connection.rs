@@ -14,7 +14,6 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
@@ -205,13 +204,12 @@ fn credentials(address: &Address) -> anyhow::Result<Option<(HeaderName, HeaderVa
 }
 
 async fn connect(address: &Address) -> anyhow::Result<Box<dyn Stream>> {
-    let stream = TcpStream::connect((address.host.as_str(), address.port))
+    let stream = tcp::connect(&address.host, address.port)
         .await
         .with_context(|| {
             let Address { host, port, .. } = address;
             format!("can't connect to {host} port {port}, where nbd-proxy serve should listen")
         })?;
-    tcp::hasten(&stream);
     if !address.tls {
         return Ok(Box::new(stream));
     }
