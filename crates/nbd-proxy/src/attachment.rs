@@ -11,7 +11,6 @@ mod board;
 mod ending;
 mod keeping;
 mod lifecycle;
-mod polling;
 mod recording;
 mod steps;
 mod turns;

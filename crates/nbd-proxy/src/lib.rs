@@ -34,6 +34,7 @@ mod link;
 #[cfg(feature = "serve")]
 mod passwd;
 mod paths;
+mod polling;
 #[cfg(feature = "serve")]
 mod private_file;
 mod privileged;

@@ -22,7 +22,6 @@ use super::{
     Order, Settings, Status,
     board::Board,
     lifecycle::{Job, Lifecycle},
-    polling::Polling,
     recording::Recording,
     steps::Finished,
     turns::{Demand, Turn},
@@ -33,6 +32,7 @@ use crate::{
     device::{DeviceEvent, DeviceRequest, REQUEST_QUEUE, ReplySlot},
     keep::{Keeper, Kept},
     link::{self, Events, Link, LinkCommand, LinkEvent, Peer},
+    polling::Polling,
     report::Kind,
 };
 
@@ -137,7 +137,7 @@ impl Worker {
     }
 
     pub(super) async fn run(mut self) {
-        let mut polling = Polling::new();
+        let mut polling = Polling::giving_way();
         self.follow_up(Instant::now());
         while !self.life.over {
             // Long requests are in a row, and a wake more or less is little beside them.

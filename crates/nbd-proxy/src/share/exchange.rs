@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     link::websocket::{End, Step},
+    polling::Polling,
     signals::Signals,
 };
 
@@ -36,6 +37,8 @@ const BUDGET: u64 = 64 << 20;
 const ENOUGH: usize = PIECE;
 /// The same while reads wait for a disk, which is to go on while others are sent.
 const AHEAD: usize = 1 << 20;
+/// How long a read is at most that the machine waits for by itself.
+const SHORT: u64 = 16 << 10;
 /// How many requests may wait.
 const WAITING: usize = 4096;
 /// How long a server may be silent: it sends a beat every 5 s.
@@ -100,6 +103,14 @@ struct Answer {
     length: u64,
 }
 
+/// What may happen next.
+enum Event {
+    Step(Step),
+    Answer(Answer),
+    Signal,
+    Tick,
+}
+
 /// Why we close the link.
 enum Farewell {
     /// The server broke this rule.
@@ -125,6 +136,8 @@ pub(super) struct Exchange<'a> {
     waiting: VecDeque<(ReplyTo, Command)>,
     running: JoinSet<Answer>,
     reading: u64,
+    /// Whether the last request was for no more than `SHORT`.
+    is_short: bool,
     complaint: String,
     heard: Instant,
     /// Set once we said goodbye, or were told so.
@@ -148,6 +161,7 @@ impl<'a> Exchange<'a> {
             waiting: VecDeque::new(),
             running: JoinSet::new(),
             reading: 0,
+            is_short: false,
             complaint: String::new(),
             heard: Instant::now(),
             leave_at: None,
@@ -197,17 +211,26 @@ impl<'a> Exchange<'a> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.advance()?;
+        let mut polling = Polling::new();
         loop {
             self.start_waiting();
-            tokio::select! {
-                step = self.socket.step() => match step {
-                    Step::Sent => {}
-                    Step::Received(message) => self.receive(message)?,
-                    Step::Closed(end) => return Ok(end),
-                },
-                Some(Ok(answer)) = self.running.join_next() => self.answer(answer),
-                _ = signals.next() => self.say_goodbye()?,
-                _ = ticks.tick() => self.look_at_the_clock()?,
+            // What was long is in a row, and a disk takes as long as it takes.
+            let urgent = self.is_short && self.running.is_empty();
+            let event = polling.wait(urgent, async {
+                tokio::select! {
+                    step = self.socket.step() => Event::Step(step),
+                    Some(Ok(answer)) = self.running.join_next() => Event::Answer(answer),
+                    _ = signals.next() => Event::Signal,
+                    _ = ticks.tick() => Event::Tick,
+                }
+            });
+            match event.await {
+                Event::Step(Step::Sent) => {}
+                Event::Step(Step::Received(message)) => self.receive(message)?,
+                Event::Step(Step::Closed(end)) => return Ok(end),
+                Event::Answer(answer) => self.answer(answer),
+                Event::Signal => self.say_goodbye()?,
+                Event::Tick => self.look_at_the_clock()?,
             }
         }
     }
@@ -323,6 +346,7 @@ impl<'a> Exchange<'a> {
                 return;
             };
             self.reading += length;
+            self.is_short = length <= SHORT;
             if let Some(reply) = self.image.answer_now(&command) {
                 let result = Ok(reply);
                 self.answer(Answer {

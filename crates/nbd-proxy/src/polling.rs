@@ -16,28 +16,43 @@ use tokio::task::yield_now;
 /// What is soon, and the longest that a wait is spent awake: about twice a small read over loopback.
 const SOON: Duration = Duration::from_micros(200);
 
+/// Whoever had the processor for longer when it was given away has more to do.
+const BUSY: Duration = Duration::from_micros(25);
+
 /// How many events in a row must have come soon: a page that sends an answer in two pieces is none that answers soon.
 const ENOUGH: u32 = 8;
 
 /// How a task waits for its events.
-pub(super) struct Polling {
+pub(crate) struct Polling {
     /// Who would bring the event has a processor of its own.
     has_others: bool,
+    /// It sleeps where others have more to do.
+    gives_way: bool,
     /// How many events in a row came soon, so that the next one may.
     soon: u32,
 }
 
 impl Polling {
-    pub(super) fn new() -> Self {
+    /// Of a task that is alone on its thread.
+    pub(crate) fn new() -> Self {
         Self {
             has_others: thread::available_parallelism().is_ok_and(|count| count.get() > 1),
+            gives_way: false,
             soon: 0,
+        }
+    }
+
+    /// Of a task whose thread has others, and whose machine has: it sleeps where they have more to do.
+    pub(crate) fn giving_way() -> Self {
+        Self {
+            gives_way: true,
+            ..Self::new()
         }
     }
 
     /// Waits for an event: awake, if it is `urgent` and the last ones came soon. The other tasks of the thread go on
     /// meanwhile, and so does whoever waits for its processor.
-    pub(super) async fn wait<T>(&mut self, urgent: bool, event: impl Future<Output = T>) -> T {
+    pub(crate) async fn wait<T>(&mut self, urgent: bool, event: impl Future<Output = T>) -> T {
         let start = Instant::now();
         let mut event = pin!(event);
         if urgent && self.has_others && self.soon >= ENOUGH {
@@ -46,7 +61,12 @@ impl Polling {
                 if let Poll::Ready(event) = polled.await {
                     return event;
                 }
+                let before = Instant::now();
                 thread::yield_now();
+                if self.gives_way_after(before.elapsed()) {
+                    self.soon = 0;
+                    return event.await;
+                }
                 yield_now().await;
                 if start.elapsed() >= SOON {
                     break;
@@ -61,6 +81,11 @@ impl Polling {
             0
         };
         event
+    }
+
+    /// Whether it sleeps now that others had the processor for so long.
+    fn gives_way_after(&self, away: Duration) -> bool {
+        self.gives_way && away > BUSY
     }
 }
 
@@ -88,7 +113,11 @@ mod tests {
     }
 
     fn polling(has_others: bool, soon: u32) -> Polling {
-        Polling { has_others, soon }
+        Polling {
+            has_others,
+            gives_way: false,
+            soon,
+        }
     }
 
     /// Whether it is still awake after it was polled once.
@@ -141,6 +170,14 @@ mod tests {
                     .is_pending()
             );
         }
+    }
+
+    #[test]
+    fn who_gives_way_sleeps_where_others_have_more_to_do() {
+        let gives_way = Polling::giving_way();
+        assert!(gives_way.gives_way_after(2 * BUSY));
+        assert!(!gives_way.gives_way_after(BUSY));
+        assert!(!Polling::new().gives_way_after(2 * BUSY));
     }
 
     #[test]
