@@ -132,9 +132,11 @@ def test_a_kept_copy_and_who_uses_the_device_are_described(scope):
     server = Server(scope)
     server.share("0")
     harness.wait_until("a copy", lambda: ((server.configuration("0")["session"] or {}).get("keep") or {}).get("whole"))
-    with scope.connect(server.setting.socket()), server.ask("configurations/0/eject", b"{}") as refused:
-        assert refused.status == 409
-        refusal = json.load(refused)
+    with scope.connect(server.setting.socket()) as client:
+        assert client.recv(1), "a client is one once it is greeted"
+        with server.ask("configurations/0/eject", b"{}") as refused:
+            assert refused.status == 409
+            refusal = json.load(refused)
     validate("Error", refusal)
     assert refusal["users"]
 
