@@ -11,13 +11,13 @@ import urllib.parse
 from harness import ROOT, Failed
 
 
-class Tab:
-    """A tab, driven by tab.mjs."""
+class Browser:
+    """Chromium, driven by tab.mjs."""
 
     def __init__(self, driver):
         self.driver = driver
 
-    def _do(self, *words):
+    def do(self, *words):
         self.driver.stdin.write(json.dumps(words) + "\n")
         self.driver.stdin.flush()
         answer = json.loads(self.driver.stdout.readline() or '{"error": "the browser has ended"}')
@@ -27,21 +27,29 @@ class Tab:
 
     @contextlib.contextmanager
     def page(self, url):
-        """A page in a tab of its own, as long as it is wanted."""
-        self._do("open", url)
+        """A page in a window of its own, as long as it is wanted."""
+        page = Page(self, self.do("open", url))
         try:
-            yield
+            yield page
         finally:
-            self._do("close")
+            page.do("close")
+
+
+class Page:
+    def __init__(self, browser, id):
+        self.browser, self.id = browser, id
+
+    def do(self, verb, *words):
+        return self.browser.do(verb, self.id, *words)
 
     def choose(self, selector, path):
-        self._do("choose", selector, str(path))
+        self.do("choose", selector, str(path))
 
     def click(self, selector):
-        self._do("click", selector)
+        self.do("click", selector)
 
     def evaluate(self, expression):
-        return self._do("evaluate", expression)
+        return self.do("evaluate", expression)
 
 
 @contextlib.contextmanager
@@ -49,7 +57,7 @@ def chromium():
     driver = subprocess.Popen(["node", str(ROOT / "bench/tab.mjs")], stdin=subprocess.PIPE,
                               stdout=subprocess.PIPE, text=True)
     try:
-        yield Tab(driver)
+        yield Browser(driver)
     finally:
         driver.stdin.close()
         driver.wait(30)
@@ -74,9 +82,9 @@ def pages():
 
 
 @contextlib.contextmanager
-def way(tab, base, name, image, **settings):
+def way(browser, base, name, image, **settings):
     """One of our pages, with the file."""
     words = urllib.parse.quote(json.dumps({"way": name, **settings}))
-    with tab.page(f"{base}index.html#{words}"):
-        tab.choose("input", image)
+    with browser.page(f"{base}index.html#{words}") as page:
+        page.choose("input", image)
         yield

@@ -1,7 +1,8 @@
 """A file that is chosen in Chromium's page; the device is a Unix socket. *The browser's ceiling* is a bare page that reads
 windows of 4 MiB by slices, one ahead, and sends them to a sink that passes them on. *A slice each* is a page that reads
 a slice of the file for each request, behind a server without a cache. The reads of 4 KiB are those of recorded traces
-(`bench/traces`, made by `bench/record.py`), each asked for once the last one has come.
+(`bench/traces`, made by `bench/record.py`), each asked for once the last one has come; and those anywhere are made of
+sessions side by side, a hundred of each in turn.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ def drain(listener, size):
     return time.monotonic() - start
 
 
-def ceiling(bench, tab, base):
+def ceiling(bench, browser, base):
     """Bytes a second of a page that only sends, into a sink that only passes on."""
     path = bench.folder() / "drain.sock"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -50,29 +51,29 @@ def ceiling(bench, tab, base):
         listener.settimeout(PATIENCE)
         with running(bench.sink, path, stdout=subprocess.PIPE) as sink:
             port = int(sink.stdout.readline())
-            with way(tab, base, "ceiling", bench.image, url=f"ws://127.0.0.1:{port}/"):
+            with way(browser, base, "ceiling", bench.image, url=f"ws://127.0.0.1:{port}/"):
                 return bench.size / drain(listener, bench.size)
 
 
 @contextlib.contextmanager
-def ours(bench, tab):
+def ours(bench, browser):
     """The device of the page that the program serves."""
-    with serve(bench) as server, tab.page(server.address):
+    with serve(bench) as server, browser.page(server.address) as page:
         ready = "document.querySelector('#configurations-note').textContent !== 'Asking the machine…'"
-        wait_for(lambda: tab.evaluate(ready), "the page")
-        tab.choose("#file", bench.image)
-        wait_for(lambda: tab.evaluate("!document.querySelector('#go').disabled"), "the page's start button")
-        tab.click("#go")
+        wait_for(lambda: page.evaluate(ready), "the page")
+        page.choose("#file", bench.image)
+        wait_for(lambda: page.evaluate("!document.querySelector('#go').disabled"), "the page's start button")
+        page.click("#go")
         yield server.device()
 
 
 @contextlib.contextmanager
-def bare(bench, tab, base, name, cache=None):
+def bare(bench, browser, base, name, cache=None):
     """The device of one of our own pages, by default with the usual cache on the machine's side."""
     origin = base.split("/bench")[0]
     with serve(bench, settings={"origins": [origin]}, cache=cache) as server:
         url = f"ws://127.0.0.1:{server.port}/nbd/0"
-        with way(tab, base, name, bench.image, url=url, token=server.token):
+        with way(browser, base, name, bench.image, url=url, token=server.token):
             yield server.device()
 
 
@@ -85,59 +86,77 @@ def scattered(size, seed):
 
 REPLAY = """
 import sys, time, nbd
-handle = nbd.NBD()
-handle.connect_uri(sys.argv[1])
+turn, *uris = sys.argv[1:]
+turn = int(turn)
+handles = [nbd.NBD() for _ in uris]
+for handle, uri in zip(handles, uris):
+    handle.connect_uri(uri)
+    handle.pread(512, 0)  # once the page has settled
 reads = [tuple(map(int, line.split())) for line in sys.stdin]
-start = time.monotonic()
-for offset, length in reads:
-    handle.pread(length, offset)
-print(len(reads) / (time.monotonic() - start))
+took = [0] * len(handles)
+for first in range(0, len(reads), turn):
+    for number, handle in enumerate(handles):
+        start = time.monotonic()
+        for offset, length in reads[first:first + turn]:
+            handle.pread(length, offset)
+        took[number] += time.monotonic() - start
+print(*(len(reads) / seconds for seconds in took))
 """
 
 
-def replay(path, reads):
-    """Reads a second, each asked for once the last one has come."""
+def replay(paths, reads, turn=None):
+    """Reads a second of each device, each asked for once the last one has come; so many of each in turn, by default all."""
     lines = "".join(f"{offset} {length}\n" for offset, length in reads)
-    return float(output(PYTHON, "-c", REPLAY, uri(path), input=lines))
+    words = output(PYTHON, "-c", REPLAY, turn or len(reads), *map(uri, paths), input=lines)
+    return [float(word) for word in words.split()]
 
 
-def sequential(bench, tab, base):
+def sequential(bench, browser, base):
     def copied():
-        with ours(bench, tab) as device:
+        with ours(bench, browser) as device:
             return copy_rate(device, bench.size) / 1e6
 
-    rate, limit = in_turn(bench.rounds, copied, lambda: ceiling(bench, tab, base) / 1e6)
+    rate, limit = in_turn(bench.rounds, copied, lambda: ceiling(bench, browser, base) / 1e6)
     return Row("nbdcopy, 1 GiB in a row", rate, "MB/s", "the browser's ceiling", limit, ("at least", 0.9))
 
 
-def small(bench, tab, base):
-    """Reads of 4 KiB; each round is a new session, whose caches are empty."""
-    count = 1000 if bench.quick else 5000
+def traced(bench, browser, base, name):
+    """The reads a second of a trace, of our page and of a slice each; each round is a new session, whose caches are empty."""
+    reads = list(itertools.islice(pieces(name), 1000 if bench.quick else 5000))
 
-    def page(reads):
-        with ours(bench, tab) as device:
-            return replay(device, reads)
+    def page():
+        with ours(bench, browser) as device:
+            return replay([device], reads)[0]
 
-    def slices(reads):
-        with bare(bench, tab, base, "naive", cache=0) as device:
-            return replay(device, reads)
+    def slices():
+        with bare(bench, browser, base, "naive", cache=0) as device:
+            return replay([device], reads)[0]
 
-    def library(reads):
-        with bare(bench, tab, base, "library") as device:
-            return replay(device, reads)
+    return in_turn(1 if bench.quick else 3, page, slices)
 
-    for trace, what in TRACED.items():
-        reads = list(itertools.islice(pieces(trace), count))
-        rate, simple = in_turn(1 if bench.quick else 3, lambda: page(reads), lambda: slices(reads))
-        yield Row(f"4 KiB reads: {what}", rate, "reads/s", "a slice each", simple, ("at least", 10))
-    # As many as fill every cache, and go on: nothing but that may make up for what looking there takes. And they are so
-    # close to each other that three rounds are too few.
-    reads = list(itertools.islice(scattered(bench.size, 1), 3 * count))
-    rate, simple, alone = in_turn(1 if bench.quick else 5, lambda: page(reads), lambda: slices(reads), lambda: library(reads))
-    yield Row("4 KiB reads: anywhere in 1 GiB", rate, "reads/s", "a slice each", simple, ("at least", 1))
-    yield Row("the same by nbd.js alone, in a page that shows nothing", alone, "reads/s", "a slice each", simple, ("at least", 1))
+
+def anywhere(bench, browser, base):
+    """The reads a second anywhere, of our page, of nbd.js alone and of a slice each. They are so close to each other that
+    they take turns of a tenth of a second, and go on for long after all caches are full.
+    """
+    reads = list(itertools.islice(scattered(bench.size, 1), 2000 if bench.quick else 20000))
+    with ours(bench, browser) as page, bare(bench, browser, base, "library") as library, \
+            bare(bench, browser, base, "naive", cache=0) as slices:
+        return replay([page, library, slices], reads, turn=100)
+
+
+def small(bench, browser, base):
+    """Reads of 4 KiB."""
+    def row(what, rate, simple, least):
+        return Row(what, rate, "reads/s", "a slice each", simple, ("at least", least))
+
+    for name, what in TRACED.items():
+        yield row(f"4 KiB reads: {what}", *traced(bench, browser, base, name), 10)
+    page, library, slices = anywhere(bench, browser, base)
+    yield row("4 KiB reads: anywhere in 1 GiB", page, slices, 1)
+    yield row("the same by nbd.js alone, in a page that shows nothing", library, slices, 1)
 
 
 def run(bench):
-    with chromium() as tab, pages() as base:
-        return [sequential(bench, tab, base), *small(bench, tab, base)]
+    with chromium() as browser, pages() as base:
+        return [sequential(bench, browser, base), *small(bench, browser, base)]

@@ -138,13 +138,15 @@ class Browser {
     this.#closed.push(action);
   }
 
-  /** @param {string} url @returns {Promise<Tab>} */
-  async open(url) {
+  /**
+   * @param {string} url
+   * @param {"tab" | "window"} [type] of windows, several are in sight at once
+   * @returns {Promise<Tab>}
+   */
+  async open(url, type = "tab") {
     // The current window may be one that was closed.
     const [any] = await call("GET", `${this.session}/window/handles`);
-    const { handle } = await this.within(any, (send) =>
-      send("POST", "/window/new", { type: "tab" }),
-    );
+    const { handle } = await this.within(any, (send) => send("POST", "/window/new", { type }));
     const tab = new Tab(this, handle);
     await tab.go(url);
     return tab;

@@ -2,25 +2,34 @@
 
 /**
  * Reads in large aligned windows where somebody reads on and on, and exactly what was asked
- * for elsewhere.
+ * for elsewhere. Where that goes all over a file, memory that nobody else has used yet is filled
+ * with the windows around it.
  *
  * A browser takes about a millisecond for a read, whatever its length. A sequential reader is
  * therefore served from windows of 4 MiB, one of them read ahead; for a random one that would be
  * a thousand times too much. What is sequential is seen from the requests: each one that begins
- * where an earlier one ended makes that one's run longer.
+ * where an earlier one ended makes that one's run longer. A random one is helped by nothing but
+ * what is there by chance: the more the better, as long as the browser reads it in a few
+ * milliseconds, once.
  */
 
 /** Bytes of a window; windows lie at multiples of it. */
 export const WINDOW = 4 * 1024 * 1024;
 
-/** Windows that are kept where nobody says how many: two for each of a few readers. */
-const KEPT_WINDOWS = 8;
+/** Windows that are kept where nobody says how many. */
+const KEPT_WINDOWS = 24;
+
+/** Windows that a hint has read ahead at most. */
+const HINTED = 4;
 
 /** A run of this many bytes, in two requests or more, is read by windows. */
 const SEQUENTIAL = 256 * 1024;
 
 /** A run of this many bytes has its next window read ahead. */
 const READ_AHEAD = 1024 * 1024;
+
+/** Reads of no run, none of which was there, before windows around such are read. */
+const SCATTERED = 32;
 
 /** Runs that are remembered: that many sequential readers are told apart. */
 const RUNS = 16;
@@ -29,6 +38,8 @@ const RUNS = 16;
 export class WindowCache {
   #source;
   #kept;
+  #scattered = 0;
+  #filling = false;
   /** @type {Map<number, Promise<Uint8Array>>} windows by number, the least recently used first */
   #windows = new Map();
   /** @type {{start: number, end: number}[]} the least recently extended first */
@@ -38,6 +49,7 @@ export class WindowCache {
    * @param {object} source
    * @param {number} source.size bytes
    * @param {(offset: number, length: number) => Promise<Uint8Array>} source.read exactly so many
+   * @param {boolean} [source.local] whether to read more than was asked for takes milliseconds and nothing else
    * @param {number} [kept] windows at most; a reader takes two, so with fewer there are none
    */
   constructor(source, kept = KEPT_WINDOWS) {
@@ -61,6 +73,8 @@ export class WindowCache {
     const next = Math.ceil((offset + length) / WINDOW);
     if (sequential && run >= READ_AHEAD && next * WINDOW < this.#source.size) {
       this.#load(next).catch(() => {});
+    } else if (!sequential && this.#source.local) {
+      this.#fill(Math.floor(offset / WINDOW));
     }
     return Promise.all(parts);
   }
@@ -71,11 +85,30 @@ export class WindowCache {
    */
   prefetch(offset, length) {
     const first = Math.floor(offset / WINDOW);
-    for (let index = first; index < first + this.#kept / 2; index++) {
+    for (let index = first; index < first + Math.min(HINTED, this.#kept / 2); index++) {
       if (index * WINDOW < offset + length) {
         this.#load(index).catch(() => {});
       }
     }
+  }
+
+  /**
+   * One at a time, and only until all of the memory is used: what is read comes first.
+   *
+   * @param {number} index of a window that somebody has just read of
+   */
+  async #fill(index) {
+    if (this.#windows.size >= this.#kept || this.#windows.has(index)) {
+      return;
+    }
+    this.#scattered += 1;
+    if (this.#scattered <= SCATTERED || this.#filling) {
+      return;
+    }
+    this.#filling = true;
+    // Who reads there hears of a bad spot; here it only means that the window can't be kept.
+    await this.#load(index).catch(() => {});
+    this.#filling = false;
   }
 
   /**

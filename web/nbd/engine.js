@@ -157,7 +157,8 @@ export class Engine {
     this.#emit = emit;
     this.#Socket = Socket;
     const { size } = source.info;
-    this.#reader = cached({ size, read: this.#read.bind(this) }, cache);
+    const local = source.blob !== null;
+    this.#reader = cached({ size, read: this.#read.bind(this), local }, cache);
     this.#trace = new Trace(source.info.size);
     this.#state = { ...IDLE, phase: "connecting", image: source.info };
     this.#hold = new Hold({

@@ -39,7 +39,7 @@ export { ImageError };
  * @property {string} [name] of the image; by default its own
  * @property {number | null} [modified] milliseconds since 1970; by default the file's own
  * @property {number} [cache] bytes of the image that are kept in memory at most, so that what is
- *   read in a row or nearby is not read from the file piece by piece; 0: none. By default 36 MiB.
+ *   read in a row or nearby is not read from the file piece by piece; 0: none. By default 100 MiB.
  *   Less than 9 MiB is for short reads alone
  * @property {boolean} [worker] false: everything runs on this thread
  * @property {typeof WebSocket} [WebSocket] used instead of the global one, on this thread

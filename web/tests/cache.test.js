@@ -44,6 +44,62 @@ test("random reads, small and large, read exactly what was asked for", async () 
   }
 });
 
+/** An image whose windows are read once they are let. @param {number} size */
+function waitingImage(size) {
+  const image = countingImage(size);
+  /** @type {(() => void)[]} */
+  const waiting = [];
+  return {
+    size,
+    local: true,
+    waiting,
+    reads: image.reads,
+    /** @param {number} offset @param {number} length */
+    async read(offset, length) {
+      const bytes = await image.read(offset, length);
+      if (length === WINDOW) await new Promise((resume) => waiting.push(() => resume(null)));
+      return bytes;
+    },
+    get windows() {
+      return image.reads.filter(([, length]) => length === WINDOW);
+    },
+  };
+}
+
+test("of a file, windows around random reads are read, one at a time, until memory is full", async () => {
+  const image = waitingImage(2 ** 40);
+  const cache = new WindowCache(image, 3);
+  let window = 0;
+  const readElsewhere = () => {
+    window += 2;
+    return cache.read(window * WINDOW + 8 * KIB, 4 * KIB);
+  };
+  for (let count = 0; count < 32; count++) await readElsewhere();
+  assert.equal(image.windows.length, 0, "they may have been the only ones");
+  for (let round = 1; round <= 3; round++) {
+    for (let count = 0; count < 10; count++) await readElsewhere();
+    assert.equal(image.windows.length, round);
+    for (const resume of image.waiting.splice(0)) resume();
+    await new Promise(setImmediate);
+  }
+  for (let count = 0; count < 100; count++) await readElsewhere();
+  assert.equal(image.windows.length, 3);
+  assert.equal(image.reads.length, window / 2 + 3, "who reads does not wait for a window");
+  for (const [offset] of image.windows) await cache.read(offset + 3 * 1024 * KIB, 4 * KIB);
+  assert.equal(image.reads.length, window / 2 + 3, "what lies around is there");
+});
+
+test("a bad spot does not keep the memory from being filled", async () => {
+  const image = countingImage(2 ** 40);
+  const read = async (/** @type {number} */ offset, /** @type {number} */ length) => {
+    if (length === WINDOW && image.bytes < 40 * 4 * KIB) throw new Error("bad spot");
+    return image.read(offset, length);
+  };
+  const cache = new WindowCache({ size: image.size, read, local: true }, 3);
+  for (let window = 0; window < 200; window += 2) await cache.read(window * WINDOW, 4 * KIB);
+  assert.equal(image.reads.filter(([, length]) => length === WINDOW).length, 3);
+});
+
 test("a sequential reader is soon served from aligned windows, each read once", async () => {
   const image = countingImage(64 * WINDOW);
   const cache = new WindowCache(image);
