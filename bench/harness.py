@@ -107,6 +107,7 @@ class Bench:
     program: pathlib.Path
     sink: pathlib.Path
     reader: pathlib.Path
+    counting: pathlib.Path
     small: pathlib.Path
     quick: bool
     place: pathlib.Path
@@ -218,7 +219,7 @@ class Serve:
 
 
 @contextlib.contextmanager
-def serve(bench, configurations=None, settings=None, cache=None, tls=False):
+def serve(bench, configurations=None, settings=None, cache=None, tls=False, program=None):
     """`serve`, by default with the one configuration `0`, a Unix socket and the usual cache (else: its bytes)."""
     folder = bench.folder()
     one = {"device": f"unix:{folder}/0.sock", **({} if cache is None else {"cache": cache})}
@@ -227,7 +228,7 @@ def serve(bench, configurations=None, settings=None, cache=None, tls=False):
     config.write_text(json.dumps({"configurations": named, "serve": settings or {}}))
     environment = {**os.environ, "RUNTIME_DIRECTORY": str(folder), "STATE_DIRECTORY": str(folder / "state")}
     with open(folder / "log", "w") as log, running(
-        bench.program, "serve", "--config", config, "--listen", "127.0.0.1:0",
+        program or bench.program, "serve", "--config", config, "--listen", "127.0.0.1:0",
         *(["--tls-self-signed"] if tls else []), stdout=subprocess.PIPE, stderr=log, env=environment,
     ) as process:
         address = process.stdout.readline().decode().strip()

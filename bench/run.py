@@ -39,10 +39,12 @@ QUESTIONS = {
 def build():
     """The programs that are measured, as they are released."""
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    for words in ["--release", "--release --example sink --example reader", "--profile small --no-default-features"]:
+    tools = ["sink", "reader", "counting"]
+    examples = " ".join(f"--example {name}" for name in tools)
+    for words in ["--release", f"--release {examples}", "--profile small --no-default-features"]:
         output("cargo", "build", "--quiet", "-p", "nbd-proxy", *words.split(), cwd=ROOT, timeout=3600)
-    examples = target / "release/examples"
-    return target / "release/nbd-proxy", examples / "sink", examples / "reader", target / "small/nbd-proxy"
+    tools = [target / "release/examples" / name for name in tools]
+    return target / "release/nbd-proxy", *tools, target / "small/nbd-proxy"
 
 
 def machine():

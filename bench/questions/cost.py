@@ -1,10 +1,12 @@
 """Processor time of what stands between a WebSocket and a Unix socket, for the same bytes; and of the form on standard
-input and output, beside socat in its place.
+input and output, beside socat in its place. Allocations are those of the whole of `serve`: of so many reads at depth 1
+less those of fewer, after the cache is full.
 """
 
 import contextlib
 import json
 import os
+import re
 import socket
 import statistics
 import subprocess
@@ -13,6 +15,7 @@ import time
 
 from harness import (
     GIB,
+    PYTHON,
     ROOT,
     Failed,
     copy_rate,
@@ -20,8 +23,11 @@ from harness import (
     family,
     free_port,
     listens,
+    output,
     resident,
     running,
+    serve,
+    share,
     shared,
     uri,
     wait_for,
@@ -145,6 +151,34 @@ def socat(folder, path):
     return ["socat", "-b", "131072", "STDIO", f"UNIX-LISTEN:{path}"]
 
 
+READ = """
+import random, sys, nbd
+uri, how, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+handle = nbd.NBD()
+handle.connect_uri(uri)
+chance = random.Random(1)
+for number in range(count):
+    if how == "anywhere":
+        handle.pread(4096, chance.randrange(handle.get_size() // 4096) * 4096)
+    else:
+        handle.pread(131072, number * 131072 % handle.get_size())
+"""
+
+
+def allocated(bench, how, count):
+    """How often `serve` allocates in all when it is read so often."""
+    with serve(bench, program=bench.counting) as server, share(bench, server, bench.image):
+        output(PYTHON, "-c", READ, uri(server.device()), how, count)
+    said = rf"^{server.process.pid} allocated (\d+) times"
+    return int(re.search(said, (server.folder / "log").read_text(), re.MULTILINE)[1])
+
+
+def allocations(bench, how):
+    """How often `serve` allocates for one read, once it is in a steady state."""
+    few, many = (1000, 2000) if bench.quick else (20000, 40000)
+    return (allocated(bench, how, many) - allocated(bench, how, few)) / (many - few)
+
+
 def medians(rounds, *measures):
     """The medians of what each measure gives, taken in turn."""
     taken = [[measure() for measure in measures] for _ in range(rounds)]
@@ -166,4 +200,6 @@ def run(bench):
         Row("serve, idle", idle, "MB", "resident", target=("at most", 12)),
         Row("the filter, streaming", filter_most, "MB", "resident at most", target=("at most", 4)),
         Row("serve, streaming (its cache has 32 MiB)", most, "MB", "resident at most"),
+        Row("serve, 4 KiB anywhere", allocations(bench, "anywhere"), "allocations a read"),
+        Row("serve, 128 KiB in a row", allocations(bench, "in a row"), "allocations a read"),
     ]
