@@ -10,7 +10,7 @@
  * a thousand times too much. What is sequential is seen from the requests: each one that begins
  * where an earlier one ended makes that one's run longer. A random one is helped by nothing but
  * what is there by chance: the more the better, as long as the browser reads it in a few
- * milliseconds, once.
+ * milliseconds, and once.
  */
 
 /** Bytes of a window; windows lie at multiples of it. */
@@ -28,7 +28,7 @@ const SEQUENTIAL = 256 * 1024;
 /** A run of this many bytes has its next window read ahead. */
 const READ_AHEAD = 1024 * 1024;
 
-/** Reads of no run, none of which was there, before windows around such are read. */
+/** Reads of no run, outside of all windows, before the windows around such are read. */
 const SCATTERED = 32;
 
 /** Runs that are remembered: that many sequential readers are told apart. */
@@ -73,7 +73,7 @@ export class WindowCache {
     const next = Math.ceil((offset + length) / WINDOW);
     if (sequential && run >= READ_AHEAD && next * WINDOW < this.#source.size) {
       this.#load(next).catch(() => {});
-    } else if (!sequential && this.#source.local) {
+    } else if (run === length && this.#source.local) {
       this.#fill(Math.floor(offset / WINDOW));
     }
     return Promise.all(parts);
