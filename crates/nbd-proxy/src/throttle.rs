@@ -90,8 +90,8 @@ mod tests {
     fn after_silence_there_is_room_for_a_burst_and_no_more() {
         let throttle = Throttle::new(3, Duration::from_secs(10));
         let start = Instant::now();
-        for now in [start, start + Duration::from_secs(1_000_000)] {
-            let admitted = (0..100).filter_map(|_| throttle.admit(now)).count();
+        for moment in [start, start + Duration::from_secs(1_000_000)] {
+            let admitted = (0..100).filter_map(|_| throttle.admit(moment)).count();
             assert_eq!(admitted, 3);
         }
     }

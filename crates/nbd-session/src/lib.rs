@@ -26,7 +26,7 @@ mod volume;
 pub use control::{DevicePhase, DeviceState, ImageInfo, KeepState};
 pub use reason::{EndReason, close};
 pub use session::{
-    Closing, LinkId, LinkKind, Output, RequestId, RestoreError, Session, SessionConfig,
+    Closing, LinkId, LinkKind, Output, RequestId, RestoreError, SMALL_READ, Session, SessionConfig,
     SessionEvent, Snapshot, StoreAction, StoreId,
 };
 pub use volume::{Geometry, SECTOR, Volume};

@@ -8,7 +8,7 @@ use nbd::{
     server::{Handshake, HandshakeEvent, HandshakeLimits, Incoming, ReplyTo, Transmission},
 };
 use nbd_session::{
-    DevicePhase,
+    DevicePhase, SMALL_READ,
     control::{PageMessage, ServerMessage},
 };
 use tokio::{
@@ -37,8 +37,6 @@ const BUDGET: u64 = 64 << 20;
 const ENOUGH: usize = PIECE;
 /// The same while reads wait for a disk, which is to go on while others are sent.
 const AHEAD: usize = 1 << 20;
-/// How long a read is at most that the machine waits for by itself.
-const SHORT: u64 = 16 << 10;
 /// How many requests may wait.
 const WAITING: usize = 4096;
 /// How long a server may be silent: it sends a beat every 5 s.
@@ -136,7 +134,7 @@ pub(super) struct Exchange<'a> {
     waiting: VecDeque<(ReplyTo, Command)>,
     running: JoinSet<Answer>,
     reading: u64,
-    /// Whether the last request was for no more than `SHORT`.
+    /// Whether the last request was for no more than `SMALL_READ`.
     is_short: bool,
     complaint: String,
     heard: Instant,
@@ -346,7 +344,7 @@ impl<'a> Exchange<'a> {
                 return;
             };
             self.reading += length;
-            self.is_short = length <= SHORT;
+            self.is_short = length <= SMALL_READ;
             if let Some(reply) = self.image.answer_now(&command) {
                 let result = Ok(reply);
                 self.answer(Answer {

@@ -8,7 +8,7 @@ use nbd::{Command, Extent, Failure, Reply};
 use super::assembly::Assembly;
 use super::pace::Departure;
 use super::replay::Watermark;
-use super::requests::SMALL;
+use super::requests::SMALL_READ;
 use super::seen::Block;
 
 /// What a small reply takes besides its header, in bytes: the most that is expected for a BLOCK_STATUS.
@@ -80,7 +80,7 @@ pub(super) struct Landing {
 
 /// Whether something of this cost needs an allowance: more than a small read.
 pub(super) fn is_long(cost: u64) -> bool {
-    cost > SMALL + HEADROOM
+    cost > SMALL_READ + HEADROOM
 }
 
 /// What asking `command` puts on its way, in both directions, in bytes; `structured` says how it is answered.

@@ -259,8 +259,8 @@ impl Link {
         self.in_flight == 0 || fits
     }
 
-    /// How much of what nobody waits for yet may be asked for now, in bytes. What is waited for may be half as
-    /// much again.
+    /// How much of what nobody waits for yet may be asked for at this moment, in bytes. What is waited for may be
+    /// half as much again.
     pub(super) fn room(&self, config: &SessionConfig) -> u64 {
         let carried = self.reach(config).saturating_sub(self.awaited());
         carried.min((held(config) / 3 * 2).saturating_sub(self.in_flight))

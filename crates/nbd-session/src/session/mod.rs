@@ -27,6 +27,7 @@ use nbd::{Command, Export};
 pub use config::{
     Closing, LinkId, LinkKind, Output, RequestId, SessionConfig, SessionEvent, StoreAction, StoreId,
 };
+pub use requests::SMALL_READ;
 pub use snapshot::{RestoreError, Snapshot};
 
 use crate::control::{DevicePhase, ImageInfo, KeepState, PageMessage, ServerMessage};

@@ -10,7 +10,7 @@ use super::config::RequestId;
 use super::seen::overlap;
 
 /// Reads up to this length may overtake longer requests, in bytes: the machine waits for them one by one.
-pub(super) const SMALL: u64 = 16 << 10;
+pub const SMALL_READ: u64 = 16 << 10;
 /// How many small reads may overtake a request.
 const OVERTAKES: u32 = 64;
 /// How far behind the first waiting request a small read is looked for.
@@ -165,7 +165,7 @@ impl Requests {
 
 /// Whether it is a read that may overtake others.
 pub(super) fn is_small_read(command: &Command) -> bool {
-    matches!(command, Command::Read { length, .. } if u64::from(*length) <= SMALL)
+    matches!(command, Command::Read { length, .. } if u64::from(*length) <= SMALL_READ)
 }
 
 /// The bytes of the image that a command is about.
